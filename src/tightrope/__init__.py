@@ -1,0 +1,1 @@
+"""tightrope: train neural networks that are provably robust, and prove it, input by input."""

@@ -1,0 +1,263 @@
+"""What Python users call: `fit`, `bounds`, `margins`."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tightrope.bounds import Bounds, Engine, Interval
+from tightrope.data import Augment, Source, as_source, hold_out
+from tightrope.errors import InputError
+from tightrope.files import to_json, write_atomically
+from tightrope.graph import Graph, trace
+from tightrope.provenance import environment
+from tightrope.recipes import Recipe
+from tightrope.region import Region
+from tightrope.spec import Spec
+from tightrope.train import Method, Training, train
+from tightrope.train.evaluate import HeldOut
+from tightrope.train.loop import model_identity
+from tightrope.train.schedules import last
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run.
+
+    Args:
+        path: the run folder.
+        model: the trained network, in evaluation mode.
+    """
+
+    path: Path
+    model: nn.Module
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One record per epoch."""
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def bounds(
+    model: nn.Module,
+    x: Float[Tensor, "batch *shape"],
+    region: Region,
+    engine: Engine | None = None,
+) -> Bounds:
+    """Bounds of the logits over a region around each input.
+
+    Args:
+        model: any network that `trace` takes, in evaluation mode.
+        x: inputs in the region's domain.
+        region: where each input may move, for example `Box(eps=0.3)`.
+        engine: how to bound; intervals if not said.
+
+    Raises:
+        InputError: if an input leaves the domain, or the network or its shape does not fit.
+    """
+    graph = trace(model, x.shape[1:])
+    _check_inputs(x, region)
+    return (engine or Interval())(graph, x, region, Spec.logits(len(x), graph.classes, x))
+
+
+def margins(
+    model: nn.Module,
+    x: Float[Tensor, "batch *shape"],
+    y: Int[Tensor, "batch"],
+    region: Region,
+    engine: Engine | None = None,
+) -> Float[Tensor, "batch classes"]:
+    """Lower bounds of `f_y - f_t` over a region, for every class t; differentiable. Positive is safe.
+
+    Args:
+        model: any network that `trace` takes, in evaluation mode.
+        x: inputs in the region's domain.
+        y: labels.
+        region: where each input may move.
+        engine: how to bound; intervals if not said.
+
+    Raises:
+        InputError: if an input leaves the domain, a label is out of range, or shapes do not fit.
+    """
+    graph = trace(model, x.shape[1:])
+    _check_inputs(x, region)
+    return (engine or Interval())(graph, x, region, Spec.margins(y, graph.classes, x)).lower
+
+
+def _check_inputs(x: Tensor, region: Region) -> None:
+    if not bool(torch.isfinite(x).all()):
+        raise InputError("the inputs hold NaN or Inf")
+    if (
+        region.domain is not None
+        and len(x)
+        and not region.domain[0] <= float(x.min()) <= float(x.max()) <= region.domain[1]
+    ):
+        raise InputError(
+            f"inputs must lie in {list(region.domain)}, got {float(x.min()):.4g} to {float(x.max()):.4g}; scale "
+            "them, and normalise inside the network (or give the region another domain)"
+        )
+
+
+def fit(
+    model: nn.Module,
+    train_set: Any,
+    method: Method,
+    *,
+    out: Path | str,
+    seed: int = 0,
+    test_eps: float | None = None,
+    held_out: int | None = None,
+    augment: Augment | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    **training: Any,
+) -> Run:
+    """Train a network with a method, on any map-style dataset of `(x, y)`.
+
+    Args:
+        model: any network that `trace` takes; it is trained in place.
+        train_set: a `Split`, a `TensorDataset`, or any map-style dataset of images in [0, 1] and labels.
+        method: for example `tightrope.methods.ibp(eps=0.3)`.
+        out: the run folder; it gets metrics, checkpoints and weights.
+        seed: one seed, one result on one machine.
+        test_eps: radius of the certified accuracy in the metrics; the training eps if not said.
+        held_out: examples set aside for the metrics; 1,000, or a tenth of a small data set, if not said.
+        augment: random changes of training images.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", ...
+        resume: go on from the checkpoint in `out`.
+        training: fields of `Training`: epochs, batch, optimiser, lr, weight_decay, clip ...
+
+    Raises:
+        InputError: if something given cannot be used.
+        DivergedError: if a loss or gradient turns NaN or infinite.
+    """
+    recipe = Recipe(
+        seed=seed,
+        test_eps=test_eps,
+        held_out=held_out or 1000,
+        method={"name": method.name, **method.options},
+        training=Training(**training),
+        augment=vars(augment) if augment else {},  # type: ignore[arg-type]  # pydantic builds the field
+    )
+    source = as_source(train_set, find_device(device))
+    if held_out is None:
+        recipe = recipe.model_copy(update={"held_out": min(1000, max(1, len(source) // 10))})
+    return run_recipe(recipe, method, model, source, out=Path(out), resume=resume)
+
+
+def run_recipe(
+    recipe: Recipe,
+    method: Method,
+    model: nn.Module,
+    source: Source,
+    *,
+    out: Path,
+    resume: bool = False,
+) -> Run:
+    """Train a network as a recipe says, in the run folder `out`.
+
+    Raises:
+        InputError: if the folder already holds a run and `resume` is not asked for.
+        IdentityError: if the folder's checkpoint belongs to another run.
+    """
+    if (out / "recipe.toml").exists() and not resume:
+        raise InputError(f"{out} already holds a run: resume it (--resume), or choose another folder (--out)")
+    graph, index, held_out = prepare(recipe, model, source)
+    recipe = recipe.with_test_eps(method)
+    test_eps = recipe.test_eps or 0.0
+    _warn_of_radii(recipe, method)
+    settings = recipe.model_dump(mode="json", exclude={"training": {"checkpoint_seconds"}})
+    identity = _flatten(settings) | {
+        "data identity": source.identity(),
+        "network structure": model_identity(graph),
+    }
+    resuming = resume and (out / "recipe.toml").exists()
+    if not resuming:
+        write_atomically(out / "recipe.toml", recipe.to_toml())
+        write_atomically(out / "model.json", to_json(_describe(recipe, graph), indent=2) + "\n")
+        made = environment(held_out.x.device, recipe.seed) | {"parameters": _count(model)}
+        write_atomically(out / "environment.json", to_json(made, indent=2) + "\n")
+    train(
+        graph,
+        source,
+        index,
+        held_out,
+        method,
+        recipe.training,
+        out=out,
+        seed=recipe.seed,
+        test_eps=test_eps,
+        identity=identity,
+        augment=Augment(**recipe.augment.model_dump()),
+        resume=resume,
+    )
+    return Run(out, model.eval())
+
+
+def prepare(recipe: Recipe, model: nn.Module, source: Source) -> tuple[Graph, Tensor, HeldOut]:
+    """The traced network on the source's device, the examples to train on, and the held-out ones."""
+    index, aside = hold_out(source.labels(), recipe.held_out, recipe.seed)
+    chunks = list(source.batches(aside.split(1000)))
+    held_out = HeldOut(torch.cat([x for x, _, _ in chunks]), torch.cat([y for _, y, _ in chunks]))
+    graph = trace(model.to(held_out.x.device), source.shape)
+    highest = int(source.labels().max())
+    if highest >= graph.classes:
+        raise InputError(f"the network has {graph.classes} outputs, but the data has the label {highest}")
+    return graph, index, held_out
+
+
+def find_device(name: str) -> torch.device:
+    """A device by name; "auto" is a GPU if there is one.
+
+    Raises:
+        InputError: if there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"there is no device {name!r} here ({str(error).splitlines()[0]}); try --device cpu"
+        ) from None
+
+
+def _warn_of_radii(recipe: Recipe, method: Method) -> None:
+    trained = last(method.eps)
+    if any(loss.certified for loss in method.losses) and (recipe.test_eps or 0.0) > trained:
+        warnings.warn(
+            f"the network is trained at eps {trained:.4g} but is to be certified at {recipe.test_eps:.4g}: "
+            "train at the test eps or above",
+            stacklevel=4,
+        )
+
+
+def _describe(recipe: Recipe, graph: Graph) -> dict[str, Any]:
+    normalise = recipe.normalise.model_dump() if recipe.normalise else {"mean": None, "std": None}
+    return {
+        "format": "tightrope-model/1",
+        "name": recipe.model,
+        "input_shape": list(graph.input_shape),
+        "classes": graph.classes,
+        **normalise,
+    }
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        flat.update(
+            _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        )
+    return flat

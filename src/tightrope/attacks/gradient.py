@@ -1,0 +1,105 @@
+"""Gradient attacks: projected gradient ascent inside a region. FGSM is one step of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from tightrope.errors import InputError
+from tightrope.graph import Graph
+from tightrope.region import Region
+
+Loss = Literal["cross-entropy", "margin"]
+
+
+@dataclass(frozen=True)
+class Pgd:
+    """Projected gradient ascent (Madry et al. 2018) from a random start.
+
+    Args:
+        steps: gradient steps per restart.
+        step: length of one step, as a share of eps.
+        restarts: random starts; the best point of all is kept.
+        loss: what is increased: the cross-entropy, or the margin `max_t f_t - f_y`, whose gradient
+            does not vanish on confident networks.
+        keep_best: hand back the best point met (one more forward pass) instead of the last one.
+
+    Raises:
+        InputError: if steps or restarts are not positive, or the step length is not.
+    """
+
+    steps: int
+    step: float
+    restarts: int = 1
+    loss: Loss = "cross-entropy"
+    keep_best: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1 or not self.step > 0:
+            raise InputError(
+                "an attack needs at least one step and one restart and a positive step length, got "
+                f"steps={self.steps}, restarts={self.restarts}, step={self.step}"
+            )
+
+    def __call__(
+        self,
+        graph: Graph,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, "batch"],
+        region: Region,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch *shape"]:
+        """A point of the region around each example at which the loss is high. No gradient flows through it.
+
+        Args:
+            graph: the network at fixed statistics (`Graph.frozen`, or what `Graph.run` returns).
+            x: inputs.
+            y: labels.
+            region: where the points may lie.
+            generator: source of the random starts.
+        """
+        best, best_loss = (
+            x.detach().clone(),
+            torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device),
+        )
+        for _ in range(self.restarts):
+            point = region.sample(x, generator)
+            for _ in range(self.steps):
+                loss, gradient = self._gradient(graph, point, y)
+                if self.keep_best:
+                    best, best_loss = _better(best, best_loss, point, loss)
+                point = region.project(x, point + self.step * region.steepest(x, gradient))
+            if not self.keep_best:
+                return point
+            with torch.no_grad():
+                best, best_loss = _better(best, best_loss, point, self._loss(graph.run(point)[0], y))
+        return best
+
+    def _gradient(self, graph: Graph, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            point = point.detach().requires_grad_()
+            loss = self._loss(graph.run(point)[0], y)
+            (gradient,) = torch.autograd.grad(loss.sum(), point)
+        return loss.detach(), gradient
+
+    def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        if self.loss == "cross-entropy":
+            return F.cross_entropy(logits, y, reduction="none")
+        right = logits.gather(1, y.unsqueeze(1)).squeeze(1)
+        return logits.scatter(1, y.unsqueeze(1), -torch.inf).amax(1) - right
+
+
+def fgsm(step: float = 1.25) -> Pgd:
+    """One step from a random start (Wong et al. 2020, "Fast is better than free", step 1.25 eps)."""
+    return Pgd(steps=1, step=step, keep_best=False)
+
+
+def _better(best: Tensor, best_loss: Tensor, point: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
+    better = loss > best_loss
+    shape = (-1, *[1] * (point.ndim - 1))
+    return torch.where(better.view(shape), point, best), torch.where(better, loss, best_loss)

@@ -1,0 +1,254 @@
+"""Where training gets its batches from: tensors on the device, or any map-style dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from tightrope.data.dataset import DataSet, Split, unit
+from tightrope.errors import DataError
+
+Batch = tuple[Float32[Tensor, "batch *shape"], Int64[Tensor, "batch"], Int64[Tensor, "batch"]]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Examples that can be counted, named, and read in a given order."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+
+    def labels(self) -> Int64[Tensor, "n"]:
+        """The label of every example, in order, on the CPU."""
+
+    def identity(self) -> str:
+        """A hash that tells these examples from others, to guard caches and checkpoints."""
+
+    def batches(self, order: Iterable[Int64[Tensor, "batch"]]) -> Iterator[Batch]:
+        """For each tensor of indices in `order`: images (float32 in [0, 1]), labels, and the indices.
+
+        All three are on the source's device.
+        """
+
+
+class TensorSource:
+    """A split kept whole on a device; a batch is one gather, without worker processes."""
+
+    def __init__(self, split: Split, device: torch.device | str = "cpu") -> None:
+        self.split = split.to(device)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self.split.shape
+
+    def labels(self) -> Int64[Tensor, "n"]:
+        """The label of every example, on the CPU."""
+        return self.split.y.cpu()
+
+    def identity(self) -> str:
+        """SHA-256 of all images and labels."""
+        return self.split.identity()
+
+    def batches(self, order: Iterable[Int64[Tensor, "batch"]]) -> Iterator[Batch]:
+        """Images, labels and indices for each tensor of indices in `order`."""
+        for index in order:
+            index = index.to(self.split.y.device)
+            yield self.split.images(index), self.split.y[index], index
+
+
+class LoaderSource:
+    """Any map-style dataset of `(x, y)`, read through a DataLoader and checked batch by batch.
+
+    x is a tensor or numpy array, float in [0, 1] or uint8, of one shape and dtype throughout; y is an
+    integer from 0.
+
+    Args:
+        dataset: has `__len__` and `__getitem__`.
+        workers: number of worker processes; 0 reads in this one.
+        device: where batches go.
+
+    Raises:
+        DataError: if the dataset is empty or not map-style; later, from the reading methods, if an
+            example cannot be read or is not as described.
+    """
+
+    def __init__(self, dataset: Dataset[Any], workers: int = 0, device: torch.device | str = "cpu") -> None:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise DataError(
+                f"{type(dataset).__name__} cannot be read by index: give a map-style dataset of (x, y), with "
+                "__len__ and __getitem__"
+            )
+        self._length = len(dataset)
+        if self._length == 0:
+            raise DataError(f"{type(dataset).__name__} is empty: give at least one example")
+        self._examples = _Examples(dataset)
+        self._workers = workers
+        self._device = torch.device(device)
+        self._first = self._examples.read(0)[0]
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return tuple(self._first.shape)
+
+    def labels(self) -> Int64[Tensor, "n"]:
+        """The label of every example, on the CPU. Reads the whole dataset, the first time only."""
+        return self._labels
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        return torch.cat([y for _, y, _ in self._read(torch.arange(self._length).split(256))])
+
+    def identity(self) -> str:
+        """SHA-256 of the length and of 16 evenly spaced examples: a change elsewhere goes unnoticed.
+
+        Where two readings differ, as with random transforms, only shape and labels are hashed.
+        """
+        probes = [int(index) for index in np.linspace(0, self._length - 1, min(16, self._length))]
+        first, second = ([self._examples.read(index) for index in probes] for _ in range(2))
+        steady = all(torch.equal(x, again) for (x, _), (again, _) in zip(first, second, strict=True))
+        digest = hashlib.sha256(f"{self._length} {self.shape}".encode())
+        for x, y in first:
+            digest.update(f"{y} {x.dtype}".encode())
+            if steady:
+                digest.update(x.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def batches(self, order: Iterable[Int64[Tensor, "batch"]]) -> Iterator[Batch]:
+        """Images, labels and indices for each tensor of indices in `order`.
+
+        With workers, `order` is read a few batches ahead.
+        """
+        for x, y, index in self._read(order):
+            yield unit(x.to(self._device)), y.to(self._device), index.to(self._device)
+
+    def _read(self, order: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        loader: DataLoader[Any] = DataLoader(
+            self._examples,
+            batch_sampler=(index.tolist() for index in order),
+            num_workers=self._workers,
+            collate_fn=_Collate(self.shape, self._first.dtype),
+        )
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+class _Examples(Dataset[Any]):
+    """The examples of a dataset with their numbers.
+
+    An example that cannot be used is returned as an error instead of raising it, because a DataLoader
+    puts a worker's traceback into the message of whatever a worker raises.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int] | DataError:
+        try:
+            return *self.read(index), index
+        except DataError as error:
+            return error
+
+    def read(self, index: int) -> tuple[Tensor, int]:
+        """Image (uint8 or float32) and label of one example."""
+        try:
+            example = self.dataset[index]
+        except Exception as error:  # whatever a user's code raises
+            raise DataError(
+                f"example {index} cannot be read ({type(error).__name__}: {error}): correct the dataset"
+            ) from error
+        if not isinstance(example, tuple | list) or len(example) != 2:
+            raise DataError(f"example {index} is a {type(example).__name__}, expected a pair (image, label)")
+        x, y = example
+        if not isinstance(x, Tensor | np.ndarray):
+            raise DataError(
+                f"the image of example {index} is a {type(x).__name__}, expected a tensor or numpy array: "
+                "convert it in the dataset"
+            )
+        x = torch.as_tensor(x)
+        if x.is_floating_point():
+            x = x.to(torch.float32)
+        try:
+            return x, operator.index(y)
+        except TypeError as error:
+            raise DataError(
+                f"the label of example {index} is {y!r}, expected an integer class number"
+            ) from error
+
+
+class _Collate:
+    """Stacks examples into a checked batch; like `_Examples`, returns an error instead of raising it."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.shape = shape
+        self.dtype = dtype
+
+    def __call__(self, examples: list[tuple[Tensor, int, int] | DataError]) -> Batch | DataError:
+        usable = []
+        for example in examples:
+            if isinstance(example, DataError):
+                return example
+            usable.append(example)
+        images, labels, index = zip(*usable, strict=True)
+        for number, x in zip(index, images, strict=True):
+            if (x.shape, x.dtype) != (self.shape, self.dtype):
+                return DataError(
+                    f"the image of example {number} is {tuple(x.shape)}, {x.dtype}, that of example 0 is "
+                    f"{self.shape}, {self.dtype}: give all images one shape and dtype"
+                )
+        try:
+            split = Split(torch.stack(images), torch.tensor(labels))
+        except DataError as error:
+            if len(usable) == 1:
+                return DataError(f"example {index[0]}: {error}")
+            # Only now is it worth the time to look for the one to name.
+            alone = (self([example]) for example in usable)
+            return next((found for found in alone if isinstance(found, DataError)), error)
+        return split.x, split.y, torch.tensor(index)
+
+
+def as_source(data: Any, device: torch.device | str = "cpu") -> Source:
+    """The source that fits `data`, with batches on `device`.
+
+    Args:
+        data: a `Source` (returned as it is), a `Split`, a `TensorDataset(x, y)`, or any map-style
+            dataset of `(x, y)`; pass a `LoaderSource` to choose the number of workers.
+        device: where batches go.
+
+    Raises:
+        DataError: if `data` is none of these, or its examples cannot be used.
+    """
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, DataSet):
+        raise DataError(
+            f"{data.name} holds a training and a test split: pass one of them, such as data.train"
+        )
+    if isinstance(data, TensorDataset):
+        if len(data.tensors) != 2:
+            raise DataError(f"a TensorDataset must hold images and labels, got {len(data.tensors)} tensors")
+        x, y = data.tensors
+        whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+        data = Split(x.float() if x.is_floating_point() else x, y.long() if whole else y)
+    return TensorSource(data, device) if isinstance(data, Split) else LoaderSource(data, device=device)

@@ -1,0 +1,105 @@
+"""Files that survive a crash, and fingerprints of what they were made from."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from tightrope.errors import InputError, TightropeError
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Replace a file's content so that a crash leaves the old content or the new, never a mixture.
+
+    Raises:
+        TightropeError: if the disk is full; the old file is still there.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TightropeError(
+                f"no space left to write {path}; what was there before is kept. Free some space"
+            ) from error
+        raise
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one JSON object as a line, and see it onto the disk."""
+    with path.open("a") as file:
+        file.write(to_json(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def to_json(record: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON without NaN or Infinity, which other readers reject."""
+    return json.dumps(record, allow_nan=False, indent=indent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: if the file is missing or broken.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} should hold a JSON object")
+    return content
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> None:
+    """Tensors and a JSON header in one safetensors file, written atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomically(path, save(contiguous, {"header": to_json(header or {})}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote: the tensors, on the CPU, and the header.
+
+    Raises:
+        InputError: if the file is missing, truncated, or not a safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            header = json.loads((file.metadata() or {}).get("header", "{}"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except (SafetensorError, ValueError) as error:
+        raise InputError(
+            f"{path} is corrupt or not a safetensors file ({error}); delete it or restore it"
+        ) from error
+    return tensors, header
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.flatten().view(-1).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,164 @@
+"""A network as a list of operators in topological order, sharing the module's live parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tightrope.errors import InputError
+from tightrope.graph.ops import Activation, Affine, BatchNorm, Conv, Identity, Linear, Operator
+from tightrope.spec import Spec
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator, where its inputs come from, and the shape it yields.
+
+    Args:
+        name: path of the module in the user's network, or the name of the function.
+        op: the operator; None for the network's input, which is node 0.
+        inputs: indices of the nodes it reads.
+        shape: shape of its value, without the batch dimension.
+    """
+
+    name: str
+    op: Operator | None
+    inputs: tuple[int, ...]
+    shape: torch.Size
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The operators of a traced network. Immutable: bounds are never stored on it.
+
+    Args:
+        module: the user's network, whose parameters the operators share.
+        nodes: the operators in topological order; node 0 is the input, the last one the output.
+    """
+
+    module: nn.Module
+    nodes: tuple[Node, ...]
+
+    @property
+    def input_shape(self) -> torch.Size:
+        """Shape of one input."""
+        return self.nodes[0].shape
+
+    @property
+    def classes(self) -> int:
+        """Number of outputs."""
+        return self.nodes[-1].shape[0]
+
+    def activations(self) -> Iterator[tuple[int, Node]]:
+        """The activations, in order, with their node numbers."""
+        return ((i, node) for i, node in enumerate(self.nodes) if isinstance(node.op, Activation))
+
+    def run(self, x: Float[Tensor, "batch *shape"]) -> tuple[Float[Tensor, "batch classes"], Graph]:
+        """The logits in the module's present mode, and the graph as this pass fixed it.
+
+        In evaluation the graph is the same one. In training, BatchNorm uses this batch's statistics
+        and updates its running ones, as the module itself would; the graph that comes back holds
+        those statistics, so that bounds asked of it are bounds of the function just computed.
+
+        Raises:
+            InputError: if `x` has another shape than the network was traced with.
+        """
+        self.check(x)
+        values: list[Tensor | None] = [x]
+        nodes, changed = list(self.nodes), False
+        last_use = self._last_use()
+        for i, node in enumerate(self.nodes[1:], start=1):
+            assert node.op is not None
+            value, op = node.op.run(*[_present(values[j]) for j in node.inputs])
+            values.append(value)
+            if op is not node.op:
+                nodes[i], changed = replace(node, op=op), True
+            for j in node.inputs:
+                if last_use[j] == i:
+                    values[j] = None
+        return _present(values[-1]), replace(self, nodes=_fold_batch_norms(nodes)) if changed else self
+
+    def has_batch_statistics(self) -> bool:
+        """Whether a pass in the module's present mode depends on the whole batch (BatchNorm in training)."""
+        ops = (node.op for node in self.nodes)
+        return any(isinstance(op, BatchNorm) and op.statistics is None and op.module.training for op in ops)
+
+    def frozen(self) -> Graph:
+        """The graph in evaluation, whatever the module's mode: running statistics, no dropout."""
+        nodes = [node if node.op is None else replace(node, op=node.op.frozen()) for node in self.nodes]
+        return replace(self, nodes=_fold_batch_norms(nodes))
+
+    def to(self, dtype: torch.dtype) -> Graph:
+        """A copy in evaluation mode with its own parameters, in another precision, without gradients."""
+        from tightrope.graph.trace import trace
+
+        module = copy.deepcopy(self.module).to(dtype).eval().requires_grad_(False)
+        return trace(module, self.input_shape)
+
+    def merge(self, spec: Spec) -> tuple[int, Tensor, Float[Tensor, "batch rows"]]:
+        """Pull a specification back through the affine operators that end the network.
+
+        Bounding `C W z` is tighter than bounding `W z` and subtracting.
+
+        Returns:
+            A node, and `(rows, offset)` with `C f(x) = <rows, value of the node> + offset`.
+        """
+        uses = _uses(self.nodes)
+        i, rows = len(self.nodes) - 1, spec.rows
+        offset = rows.new_zeros(rows.shape[:2])
+        while isinstance(op := self.nodes[i].op, Affine) and len(self.nodes[i].inputs) == 1 and uses[i] <= 1:
+            (source,) = self.nodes[i].inputs
+            (rows,), bias = op.transpose(rows, [self.nodes[source].shape])
+            offset = offset + bias
+            i = source
+        return i, rows, offset
+
+    def check(self, x: Tensor) -> None:
+        """Raise an InputError unless `x` is a batch of what the network was traced for."""
+        if x.shape[1:] != self.input_shape or not x.is_floating_point():
+            raise InputError(
+                f"the network takes floating-point inputs of shape (batch, {', '.join(map(str, self.input_shape))}), "
+                f"got {tuple(x.shape)} of {x.dtype}"
+            )
+
+    def _last_use(self) -> list[int]:
+        last = list(range(len(self.nodes)))
+        for i, node in enumerate(self.nodes):
+            for j in node.inputs:
+                last[j] = i
+        return last
+
+
+def _uses(nodes: Sequence[Node]) -> list[int]:
+    """How many nodes read each node."""
+    uses = [0] * len(nodes)
+    for node in nodes:
+        for j in node.inputs:
+            uses[j] += 1
+    return uses
+
+
+def _fold_batch_norms(nodes: list[Node]) -> tuple[Node, ...]:
+    """Let the layer before each fixed BatchNorm do its work too, which saves two passes over its values."""
+    uses, folded = _uses(nodes), list(nodes)
+    for i, node in enumerate(nodes):
+        if not isinstance(node.op, BatchNorm):
+            continue
+        (j,) = node.inputs
+        layer = nodes[j].op
+        per_channel = isinstance(layer, Conv) or (isinstance(layer, Linear) and len(nodes[j].shape) == 1)
+        if isinstance(layer, Conv | Linear) and per_channel and uses[j] == 1:
+            weight, bias = node.op.fold(layer.weight, layer.bias)
+            folded[j] = replace(nodes[j], op=replace(layer, weight=weight, bias=bias))
+            folded[i] = replace(node, op=Identity())
+    return tuple(folded)
+
+
+def _present(value: Tensor | None) -> Tensor:
+    assert value is not None, "a value was dropped before its last use"
+    return value

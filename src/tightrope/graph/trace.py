@@ -1,0 +1,514 @@
+"""From the user's `nn.Module` to a `Graph`, by symbolic tracing (torch.fx).
+
+The tables at the end say which modules, functions and methods tightrope knows. Anything else is
+reported, all at once, with its place in the network.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from tightrope.errors import InputError, UnsupportedOperatorError
+from tightrope.graph import ops
+from tightrope.graph.graph import Graph, Node
+
+_BATCH = 2  # examples in the probing pass; more than one, so that a lost batch dimension shows
+
+
+class _Unsupported(Exception):
+    """Why one operator cannot be used."""
+
+
+def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
+    """Trace a network into operators that share its live parameters.
+
+    Args:
+        module: any `nn.Module` from one batch of inputs to logits `(batch, classes)`, built of the
+            operators in this file's tables, without control flow that depends on values.
+        input_shape: shape of one input, without the batch dimension.
+
+    Raises:
+        UnsupportedOperatorError: names every operator that cannot be bounded, with its module path.
+        InputError: if the network does not take such inputs, or its parameters are not finite.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.ReLU())
+        >>> [node.name for node in trace(net, (1, 2, 2)).nodes]
+        ['input', '0', '1', '2']
+    """
+    _check_finite(module)
+    with _evaluation(module):
+        try:
+            fx_graph = _Tracer().trace(module)
+        except Exception as error:
+            raise UnsupportedOperatorError(
+                f"the network cannot be traced: {error}. Its forward may not branch on values; "
+                "see docs/architecture.md for what a network may contain"
+            ) from error
+        values = _probe(module, fx_graph, torch.Size(input_shape))
+        graph = _translate(module, fx_graph, values)
+        _check_same(module, graph)
+    return graph
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        known = type_before_parametrizations(m) in _MODULES
+        return known or super().is_leaf_module(m, module_qualified_name)
+
+
+@contextmanager
+def _evaluation(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every submodule gets its own mode back."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def _like(module: nn.Module) -> Tensor:
+    """A tensor with the dtype and device of the network's parameters."""
+    tensors = (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
+    return next(tensors, torch.empty(0))
+
+
+def _check_finite(module: nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+            raise InputError(
+                f"the network's `{name}` holds NaN or Inf; nothing can be said about such a network"
+            )
+
+
+@torch.no_grad()
+def _probe(module: nn.Module, graph: fx.Graph, shape: torch.Size) -> dict[fx.Node, Any]:
+    """Run the network once, on zeros, and note what every fx node yields."""
+    values: dict[fx.Node, Any] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            values[n] = super().run_node(n)
+            return values[n]
+
+    if len([n for n in graph.nodes if n.op == "placeholder"]) != 1:
+        raise UnsupportedOperatorError("the network must take exactly one input tensor")
+    like = _like(module)
+    x = torch.zeros(_BATCH, *shape, dtype=like.dtype, device=like.device)
+    try:
+        Recorder(fx.GraphModule(module, graph)).run(x)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the network does not take inputs of shape {tuple(shape)}: {reason}") from error
+    return values
+
+
+def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any]) -> Graph:
+    nodes: list[Node] = []
+    index: dict[fx.Node, int] = {}
+    problems: list[str] = []
+    for n in graph.nodes:
+        value = values[n]
+        if n.op in ("get_attr", "output") or not isinstance(value, Tensor):
+            continue
+        if n.op == "placeholder":
+            index[n] = 0
+            nodes.append(Node("input", None, (), value.shape[1:]))
+            continue
+        name, label = _names(module, n)
+        try:
+            if _depends_on_input(n, index) and value.shape[:1] != (_BATCH,):
+                raise _Unsupported(f"its result of shape {tuple(value.shape)} lost the batch dimension")
+            op, inputs = _operator(module, n, values)
+        except (_Unsupported, InputError) as reason:
+            problems.append(f"  {label}: {reason}")
+            index[n] = 0  # keep going, to report every problem at once
+            continue
+        sources = [index[i] for i in inputs]
+        if op is None:  # an identity
+            index[n] = sources[0]
+            continue
+        index[n] = len(nodes)
+        nodes.append(Node(name, op, tuple(sources), value.shape[1:]))
+    if problems:
+        raise UnsupportedOperatorError(
+            "tightrope cannot bound these operators:\n" + "\n".join(problems) + "\n"
+            "Replace them (docs/architecture.md lists what is supported), or ask for them in an issue."
+        )
+    output = next(n for n in graph.nodes if n.op == "output").args[0]
+    if not isinstance(output, fx.Node) or len(values[output].shape) != 2:
+        shape = tuple(values[output].shape) if isinstance(output, fx.Node) else type(output).__name__
+        raise InputError(f"the network must return logits of shape (batch, classes), got {shape}")
+    if index[output] != len(nodes) - 1:
+        nodes = nodes[: index[output] + 1]
+    return Graph(module, tuple(nodes))
+
+
+def _depends_on_input(n: fx.Node, index: dict[fx.Node, int]) -> bool:
+    return any(i in index for i in n.all_input_nodes)
+
+
+def _names(module: nn.Module, n: fx.Node) -> tuple[str, str]:
+    """The node's short name, and how to point a reader at it."""
+    if n.op == "call_module":
+        return str(n.target), f"{n.target} ({type(module.get_submodule(str(n.target))).__name__})"
+    stack = list((n.meta.get("nn_module_stack") or {}).values())
+    path = stack[-1][0] if stack and isinstance(stack[-1], tuple) else ""
+    function = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))
+    name = f"{path}.{n.name}" if path else n.name
+    return name, f"{name} (function {function}{f' in {path}' if path else ''})"
+
+
+def _operator(
+    module: nn.Module, n: fx.Node, values: dict[fx.Node, Any]
+) -> tuple[ops.Operator | None, list[fx.Node]]:
+    """The operator for one fx node and the nodes it reads; None for an identity."""
+    call = _Call(module, n, values)
+    if n.op == "call_module":
+        target = module.get_submodule(str(n.target))
+        if target._forward_hooks or target._forward_pre_hooks:
+            raise _Unsupported(
+                "it has forward hooks, which a bound would not see; use parametrizations instead"
+            )
+        make = _MODULES.get(type_before_parametrizations(target))
+        if make is None:
+            raise _Unsupported("not supported")
+        return make(target, call), [_node(n.args[0])]
+    function = _FUNCTIONS.get(n.target) if n.op == "call_function" else _METHODS.get(str(n.target))
+    if function is None:
+        raise _Unsupported("not supported")
+    made = function(call)
+    return made if isinstance(made, tuple) else (made, [_node(n.args[0])])
+
+
+def _node(argument: Any) -> fx.Node:
+    if not isinstance(argument, fx.Node):
+        raise _Unsupported("its first argument is not a tensor of the network")
+    return argument
+
+
+class _Call:
+    """One call in the traced network, with a uniform way to read its arguments."""
+
+    def __init__(self, module: nn.Module, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+        self.module, self.node, self.values = module, node, values
+        self.shape: torch.Size = values[node].shape[1:]
+
+    def get(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or name; sizes that the probing pass computed become numbers."""
+        args, kwargs = self.node.args, self.node.kwargs
+        value = args[position] if position < len(args) else kwargs.get(name, default)
+        return fx.node.map_arg(
+            value, lambda n: self.values[n] if not isinstance(self.values[n], Tensor) else n
+        )
+
+    def refuse_others(self, positions: int, *names: str) -> None:
+        """Refuse arguments beyond these: an option that is not read may not be dropped in silence."""
+        if len(self.node.args) > positions or set(self.node.kwargs) - set(names):
+            raise _Unsupported("an argument of this call is not supported")
+
+    def is_input(self, argument: Any) -> bool:
+        """Whether an argument is computed from the network's input."""
+        return isinstance(argument, fx.Node) and argument.op != "get_attr"
+
+    def live(self, argument: Any) -> ops.Live:
+        """A parameter or buffer that the call reads."""
+        if not isinstance(argument, fx.Node) or argument.op != "get_attr":
+            raise _Unsupported("its weights are computed on the fly; use parameters or parametrizations")
+        path, _, name = str(argument.target).rpartition(".")
+        return ops.Live(self.module.get_submodule(path), name)
+
+    def operand(self, argument: Any) -> ops.Operand:
+        """A number, or a parameter or buffer."""
+        return float(argument) if isinstance(argument, int | float) else self.live(argument)
+
+
+# ------------------------------------------------------------------------------------------ modules
+
+ModuleRule = Callable[[Any, _Call], ops.Operator | None]
+
+
+def _linear(m: nn.Linear, _call: _Call) -> ops.Operator:
+    return ops.Linear(ops.Live(m, "weight"), ops.Live(m, "bias") if m.bias is not None else None)
+
+
+def _conv(m: nn.Conv1d | nn.Conv2d | nn.Conv3d, _call: _Call) -> ops.Operator:
+    zeros = m.padding_mode == "zeros"
+    return ops.Conv(
+        weight=ops.Live(m, "weight"),
+        bias=ops.Live(m, "bias") if m.bias is not None else None,
+        stride=m.stride,
+        padding=m.padding if zeros else 0,
+        dilation=m.dilation,
+        groups=m.groups,
+        pad=() if zeros else tuple(m._reversed_padding_repeated_twice),
+        pad_mode="constant" if zeros else m.padding_mode,
+    )
+
+
+def _batch_norm(m: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, _call: _Call) -> ops.Operator:
+    return ops.BatchNorm(m)
+
+
+def _pool(m: nn.Module, _call: _Call) -> ops.Operator:
+    return ops.Averaging(m)
+
+
+def _max_pool(m: nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d, _call: _Call) -> ops.Operator:
+    if m.return_indices:
+        raise _Unsupported("return_indices is not supported")
+    return ops.MaxPool(m)
+
+
+def _constant_pad(m: Any, _call: _Call) -> ops.Operator:
+    return ops.Pad(tuple(m.padding), float(m.value))
+
+
+def _reshape(_m: nn.Module, call: _Call) -> ops.Operator:
+    return ops.Reshape(call.shape)
+
+
+_MODULES: dict[type[nn.Module], ModuleRule] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _conv,
+    nn.Conv2d: _conv,
+    nn.Conv3d: _conv,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.BatchNorm3d: _batch_norm,
+    nn.AvgPool1d: _pool,
+    nn.AvgPool2d: _pool,
+    nn.AvgPool3d: _pool,
+    nn.AdaptiveAvgPool1d: _pool,
+    nn.AdaptiveAvgPool2d: _pool,
+    nn.AdaptiveAvgPool3d: _pool,
+    nn.MaxPool1d: _max_pool,
+    nn.MaxPool2d: _max_pool,
+    nn.MaxPool3d: _max_pool,
+    nn.ConstantPad1d: _constant_pad,
+    nn.ConstantPad2d: _constant_pad,
+    nn.ConstantPad3d: _constant_pad,
+    nn.ZeroPad1d: _constant_pad,
+    nn.ZeroPad2d: _constant_pad,
+    nn.ZeroPad3d: _constant_pad,
+    nn.Flatten: _reshape,
+    nn.Unflatten: _reshape,
+    nn.Identity: lambda _m, _call: None,
+    nn.Dropout: lambda m, _call: ops.Dropout(m),
+    nn.Dropout1d: lambda m, _call: ops.Dropout(m),
+    nn.Dropout2d: lambda m, _call: ops.Dropout(m),
+    nn.Dropout3d: lambda m, _call: ops.Dropout(m),
+    nn.ReLU: lambda _m, _call: ops.ReLU(),
+    nn.LeakyReLU: lambda m, _call: ops.LeakyReLU(m.negative_slope),
+    nn.Sigmoid: lambda _m, _call: ops.Sigmoid(),
+    nn.Tanh: lambda _m, _call: ops.Tanh(),
+}
+
+# ---------------------------------------------------------------------------------------- functions
+
+Made = ops.Operator | None | tuple[ops.Operator, list[fx.Node]]
+CallRule = Callable[[_Call], Made]
+
+
+def _elementwise(op: ops.Operator) -> CallRule:
+    return lambda _call: op
+
+
+def _leaky(call: _Call) -> Made:
+    return ops.LeakyReLU(float(call.get(1, "negative_slope", 0.01)))
+
+
+def _flatten_call(call: _Call) -> Made:
+    return ops.Reshape(call.shape)
+
+
+def _bind(function: Callable[..., Tensor], *names: str) -> Callable[[_Call], Callable[[Tensor], Tensor]]:
+    """A pooling function with the call's own options bound."""
+
+    def rule(call: _Call) -> Callable[[Tensor], Tensor]:
+        call.refuse_others(1 + len(names), "input", *names)
+        given = {name: call.get(i, name) for i, name in enumerate(names, start=1)}
+        return partial(function, **{name: value for name, value in given.items() if value is not None})
+
+    return rule
+
+
+def _averaging(function: Callable[..., Tensor], *names: str) -> CallRule:
+    bind = _bind(function, *names)
+    return lambda call: ops.Averaging(bind(call))
+
+
+def _maximum(function: Callable[..., Tensor]) -> CallRule:
+    bind = _bind(function, "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    return lambda call: ops.MaxPool(bind(call))
+
+
+def _pad_call(call: _Call) -> Made:
+    call.refuse_others(4, "input", "pad", "mode", "value")
+    if call.get(2, "mode", "constant") != "constant":
+        raise _Unsupported("only constant padding is supported here; use the convolution's padding_mode")
+    pad = tuple(int(p) for p in call.get(1, "pad"))
+    if len(pad) // 2 > len(call.shape):
+        raise _Unsupported("it pads the batch dimension")
+    return ops.Pad(pad, float(call.get(3, "value") or 0.0))
+
+
+def _linear_call(call: _Call) -> Made:
+    bias = call.get(2, "bias")
+    return ops.Linear(call.live(call.get(1, "weight")), None if bias is None else call.live(bias))
+
+
+def _conv_call(call: _Call) -> Made:
+    bias = call.get(2, "bias")
+    return ops.Conv(
+        weight=call.live(call.get(1, "weight")),
+        bias=None if bias is None else call.live(bias),
+        stride=call.get(3, "stride", 1),
+        padding=call.get(4, "padding", 0),
+        dilation=call.get(5, "dilation", 1),
+        groups=call.get(6, "groups", 1),
+    )
+
+
+def _sum(sign: int) -> CallRule:
+    def rule(call: _Call) -> Made:
+        call.refuse_others(2)
+        first, second = call.get(0, "input"), call.get(1, "other")
+        if call.is_input(first) and call.is_input(second):
+            shapes = {call.values[n].shape[1:] for n in (first, second)}
+            if shapes != {call.shape}:
+                raise _Unsupported(f"it broadcasts values of shapes {sorted(map(tuple, shapes))}")
+            return ops.Add(sign), [first, second]
+        if call.is_input(first):
+            return ops.Shift(call.operand(second), sign), [first]
+        if sign > 0:
+            return ops.Shift(call.operand(first)), [second]
+        raise _Unsupported("a constant minus a value is not supported: write it as -value + constant")
+
+    return rule
+
+
+def _product(call: _Call) -> Made:
+    call.refuse_others(2)
+    first, second = call.get(0, "input"), call.get(1, "other")
+    if call.is_input(first) and call.is_input(second):
+        raise _Unsupported("a product of two values is not affine")
+    value, factor = (first, second) if call.is_input(first) else (second, first)
+    return ops.Scale(call.operand(factor)), [value]
+
+
+def _quotient(call: _Call) -> Made:
+    call.refuse_others(2)
+    value, divisor = call.get(0, "input"), call.get(1, "other")
+    if not call.is_input(value) or call.is_input(divisor):
+        raise _Unsupported("only division by a constant is affine")
+    return ops.Scale(call.operand(divisor), divide=True), [value]
+
+
+def _negative(_call: _Call) -> Made:
+    return ops.Scale(-1.0)
+
+
+def _concatenate(call: _Call) -> Made:
+    call.refuse_others(2, "tensors", "dim")
+    parts, dim = call.get(0, "tensors"), int(call.get(1, "dim", 0))
+    dim = dim + len(call.shape) + 1 if dim < 0 else dim
+    if dim == 0 or not all(call.is_input(p) for p in parts):
+        raise _Unsupported("it joins along the batch, or joins constants")
+    return ops.Concatenate(dim), list(parts)
+
+
+_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+
+_FUNCTIONS: dict[Any, CallRule] = {
+    torch.relu: _elementwise(ops.ReLU()),
+    torch.relu_: _elementwise(ops.ReLU()),
+    F.relu: _elementwise(ops.ReLU()),
+    F.relu_: _elementwise(ops.ReLU()),
+    F.leaky_relu: _leaky,
+    torch.sigmoid: _elementwise(ops.Sigmoid()),
+    F.sigmoid: _elementwise(ops.Sigmoid()),
+    torch.tanh: _elementwise(ops.Tanh()),
+    F.tanh: _elementwise(ops.Tanh()),
+    torch.flatten: _flatten_call,
+    torch.reshape: _flatten_call,
+    torch.squeeze: _flatten_call,
+    torch.unsqueeze: _flatten_call,
+    F.linear: _linear_call,
+    F.conv1d: _conv_call,
+    F.conv2d: _conv_call,
+    F.conv3d: _conv_call,
+    F.avg_pool1d: _averaging(F.avg_pool1d, *_POOL),
+    F.avg_pool2d: _averaging(F.avg_pool2d, *_POOL, "divisor_override"),
+    F.avg_pool3d: _averaging(F.avg_pool3d, *_POOL, "divisor_override"),
+    F.adaptive_avg_pool1d: _averaging(F.adaptive_avg_pool1d, "output_size"),
+    F.adaptive_avg_pool2d: _averaging(F.adaptive_avg_pool2d, "output_size"),
+    F.adaptive_avg_pool3d: _averaging(F.adaptive_avg_pool3d, "output_size"),
+    F.max_pool1d: _maximum(F.max_pool1d),
+    F.max_pool2d: _maximum(F.max_pool2d),
+    F.max_pool3d: _maximum(F.max_pool3d),
+    F.pad: _pad_call,
+    operator.add: _sum(1),
+    operator.iadd: _sum(1),
+    torch.add: _sum(1),
+    operator.sub: _sum(-1),
+    operator.isub: _sum(-1),
+    torch.sub: _sum(-1),
+    operator.mul: _product,
+    operator.imul: _product,
+    torch.mul: _product,
+    operator.truediv: _quotient,
+    operator.itruediv: _quotient,
+    torch.div: _quotient,
+    operator.neg: _negative,
+    torch.neg: _negative,
+    torch.cat: _concatenate,
+}
+
+_METHODS: dict[str, CallRule] = {
+    "relu": _elementwise(ops.ReLU()),
+    "relu_": _elementwise(ops.ReLU()),
+    "sigmoid": _elementwise(ops.Sigmoid()),
+    "tanh": _elementwise(ops.Tanh()),
+    "flatten": _flatten_call,
+    "view": _flatten_call,
+    "reshape": _flatten_call,
+    "squeeze": _flatten_call,
+    "unsqueeze": _flatten_call,
+    "contiguous": lambda _call: None,
+    "add": _sum(1),
+    "add_": _sum(1),
+    "sub": _sum(-1),
+    "mul": _product,
+    "div": _quotient,
+    "neg": _negative,
+}
+
+
+@torch.no_grad()
+def _check_same(module: nn.Module, graph: Graph) -> None:
+    """The traced network must compute what the module computes; a difference is a bug or a trick."""
+    like = _like(module)
+    if like.is_meta:
+        return
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(_BATCH, *graph.input_shape, generator=generator).to(like)
+    expected, got = module(x), graph.run(x)[0]
+    scale = expected.abs().max().clamp(min=1)
+    if not bool(((expected - got).abs() <= 1e-3 * scale).all()):
+        raise UnsupportedOperatorError(
+            "the traced network does not compute what the module computes (largest difference "
+            f"{float((expected - got).abs().max()):.3g}): its forward depends on something tracing cannot see"
+        )

@@ -1,0 +1,69 @@
+"""Progress on stderr: a bar with ETA on a terminal, a line now and then otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+QUIET_SECONDS = 30.0
+
+
+class Progress:
+    """Counts towards `total`; `note` puts a lasting line on the screen.
+
+    Args:
+        label: what is going on.
+        total: how many units there are.
+        done: how many a resumed run had done before.
+        unit: what is counted.
+    """
+
+    def __init__(self, label: str, total: int, done: int = 0, unit: str = "step") -> None:
+        self._label, self._total, self._done, self._start_at = label, total, done, done
+        self._started = self._printed = time.monotonic()
+        self._bar = (
+            tqdm(total=total, initial=done, desc=label, unit=unit, leave=False)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, count: int = 1) -> None:
+        """Count this many more units as done."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() - self._printed >= QUIET_SECONDS:
+            self.note(f"{self._done}/{self._total}")
+
+    def note(self, text: str) -> None:
+        """A line that stays, with the time left where there is no bar to show it."""
+        if self._bar is not None:
+            tqdm.write(f"{self._label}: {text}", file=sys.stderr)
+            return
+        self._printed = time.monotonic()
+        rate = (self._done - self._start_at) / max(self._printed - self._started, 1e-9)
+        left = (
+            f", {_duration((self._total - self._done) / rate)} left"
+            if rate > 0 and self._done < self._total
+            else ""
+        )
+        print(f"{self._label}: {text}{left}", file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

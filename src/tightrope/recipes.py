@@ -1,0 +1,235 @@
+"""Recipes: a training run as a TOML file, strictly checked.
+
+A recipe says everything that a run depends on. Numbers may be written as fractions ("8/255",
+"20/100"), and any number that may change during a run may be a schedule (a table with a `shape`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import tomllib
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from tightrope.errors import InputError, RecipeError
+from tightrope.train import METHODS, Method, Ramp, Steps, Training
+from tightrope.train.schedules import Real, last
+
+
+class Augmentation(BaseModel):
+    """Random changes of training images: see `tightrope.data.Augment`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flip: bool = False
+    pad: int = Field(default=0, ge=0)
+    mode: Literal["edge", "zeros"] = "edge"
+
+
+class Normalisation(BaseModel):
+    """The network's first operator: `(x - mean) / std`, per channel."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Recipe(BaseModel):
+    """A training run.
+
+    Args:
+        data: name of a data set, or the path of an `.npz` file.
+        model: name of a network, or `package.module:factory`.
+        seed: one seed, one result on one machine.
+        test_eps: radius at which the network is meant to be certified; the training eps if not said.
+        held_out: training examples set aside for the metrics, balanced over the classes.
+        method: `name` and the method's own options.
+        training: epochs, batch, optimiser, learning rate.
+        augment: random changes of training images.
+        normalise: the network's first operator.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str | None = None
+    model: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    test_eps: Annotated[Real, Field(ge=0)] | None = None
+    held_out: int = Field(default=1000, ge=1)
+    method: dict[str, Any]
+    training: Training = Training()
+    augment: Augmentation = Augmentation()
+    normalise: Normalisation | None = None
+
+    def build_method(self) -> Method:
+        """The method with the recipe's options.
+
+        Raises:
+            RecipeError: if the method or one of its options is unknown, or a value makes no sense.
+        """
+        return build_method(self.method)
+
+    def with_test_eps(self, method: Method) -> Self:
+        """The recipe with its test eps spelled out."""
+        return self if self.test_eps is not None else self.model_copy(update={"test_eps": last(method.eps)})
+
+    def to_toml(self) -> str:
+        """The recipe as a file that `read_recipe` reads back to the same recipe."""
+        return tomli_w.dumps(self.model_dump(exclude_none=True, mode="json"))
+
+
+# What the field's papers use, where a recipe does not say (methods.md, sections 1-4).
+_ADVERSARIAL = Training(epochs=30, lr=Steps(start=1e-3, factor=0.1, at=(0.6, 0.85)))
+DEFAULT_TRAINING: dict[str, Training] = {
+    "standard": _ADVERSARIAL,
+    "fgsm": _ADVERSARIAL,
+    "pgd": _ADVERSARIAL,
+    "ibp": Training(epochs=100, batch=100, lr=Steps(start=1e-3, factor=0.1, at=(0.25, 0.42))),
+    "shi-ibp": Training(
+        epochs=70, batch=256, lr=Steps(start=5e-4, factor=0.2, at=(50 / 70, 60 / 70)), clip=10.0
+    ),
+}
+_CIFAR10 = {
+    "augment": {"flip": True, "pad": 2, "mode": "edge"},
+    "normalise": {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]},
+}
+DEFAULT_DATA: dict[str, dict[str, Any]] = {"cifar10": _CIFAR10, "digits": {"held_out": 140}}
+
+
+def parse_recipe(content: Mapping[str, Any], source: str) -> Recipe:
+    """A recipe from nested tables, with the defaults of its method and data spelled out.
+
+    Args:
+        content: what a TOML file holds.
+        source: how errors call it.
+
+    Raises:
+        RecipeError: naming every unknown key, with the nearest valid one, and every bad value.
+    """
+    content = dict(content)
+    name = (content.get("method") or {}).get("name") if isinstance(content.get("method"), Mapping) else None
+    if (
+        isinstance(name, str)
+        and name in DEFAULT_TRAINING
+        and isinstance(content.get("training", {}), Mapping)
+    ):
+        content["training"] = DEFAULT_TRAINING[name].model_dump() | dict(content.get("training", {}))
+    for key, value in DEFAULT_DATA.get(str(content.get("data")), {}).items():
+        content.setdefault(key, value)
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, source, _known_keys())) from None
+    method = recipe.build_method()
+    return recipe.model_copy(update={"method": {"name": method.name, **method.options}})
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The content of a recipe file, not yet checked.
+
+    Raises:
+        RecipeError: if the file is missing or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}") from None
+
+
+def override(content: dict[str, Any], assignments: Iterable[str]) -> None:
+    """Apply `key=value` assignments; keys are dotted, values are TOML or plain words.
+
+    Raises:
+        RecipeError: if an assignment has no `=`, or a key leads through something that is no table.
+    """
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"expected key=value, for example training.batch=256, got {assignment!r}")
+        try:
+            value: Any = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        table = content
+        *parents, leaf = key.strip().split(".")
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise RecipeError(
+                    f"{key} cannot be set: {parent} is a value, not a table; set {parent} itself"
+                )
+        table[leaf] = value
+
+
+def build_method(options: Mapping[str, Any]) -> Method:
+    """A method from its name and options.
+
+    Raises:
+        RecipeError: if the method or one of its options is unknown, or a value makes no sense.
+    """
+    name = options.get("name")
+    if name not in METHODS:
+        raise RecipeError(
+            f"unknown method {name!r}{_nearest(str(name), METHODS)}; there are {', '.join(METHODS)}"
+        )
+    model = options_of(METHODS[name])
+    try:
+        checked = model.model_validate({k: v for k, v in options.items() if k != "name"})
+    except ValidationError as error:
+        raise RecipeError(
+            _explain(error, f"method {name}", set(model.model_fields) | _schedule_keys())
+        ) from None
+    try:
+        return METHODS[name](**{key: getattr(checked, key) for key in model.model_fields})
+    except InputError as error:
+        raise RecipeError(str(error)) from error
+
+
+@cache
+def options_of(function: Callable[..., Any]) -> type[BaseModel]:
+    """The options of a method as a pydantic model, derived from its function's signature."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {
+        name: (hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+    }
+    return create_model(
+        f"{function.__name__} options", __config__=ConfigDict(extra="forbid", frozen=True), **fields
+    )
+
+
+def _schedule_keys() -> set[str]:
+    return set(Ramp.model_fields) | set(Steps.model_fields)
+
+
+def _known_keys() -> set[str]:
+    models: tuple[type[BaseModel], ...] = (Recipe, Training, Augmentation, Normalisation)
+    return _schedule_keys().union(*(model.model_fields for model in models))
+
+
+def _explain(error: ValidationError, source: str, known: Iterable[str]) -> str:
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"  unknown key {place}{_nearest(str(problem['loc'][-1]), known)}")
+        elif problem["type"] == "missing":
+            lines.append(f"  {place} is missing")
+        else:
+            lines.append(f"  {place}: {problem['msg']} (got {problem['input']!r})")
+    return f"{source} cannot be used:\n" + "\n".join(lines)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""

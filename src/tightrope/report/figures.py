@@ -1,0 +1,255 @@
+"""The report's plots, each as an SVG element that follows the page's light or dark theme."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
+
+from tightrope.report.read import STATUSES, Epoch, VerdictRow
+
+# Okabe and Ito's palette, told apart with every common colour blindness. The page's style sheet gives each
+# name a value for light and for dark; the hexadecimal values here only mark the place in matplotlib's output.
+PALETTE = {
+    "blue": "#0072b2",
+    "vermilion": "#d55e00",
+    "green": "#009e73",
+    "purple": "#cc79a7",
+    "orange": "#e69f00",
+    "sky": "#56b4e9",
+    "grey": "#8a8a8a",
+}
+STATUS_COLOURS = {"robust": "blue", "undecided": "grey", "falsified": "vermilion", "misclassified": "purple"}
+_AXIS, _GRID = "#010203", "#040506"
+_VARIABLES = {hexadecimal: f"var(--{name})" for name, hexadecimal in PALETTE.items()} | {
+    _AXIS: "var(--axis)",
+    _GRID: "var(--grid)",
+}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: it can be searched, read aloud, and takes the page's font
+    "svg.hashsalt": "tightrope",
+    "text.parse_math": False,  # names come from files, and a "$" in one is no formula
+    "text.color": _AXIS,
+    "axes.edgecolor": _AXIS,
+    "axes.labelcolor": _AXIS,
+    "axes.titlecolor": _AXIS,
+    "xtick.color": _AXIS,
+    "ytick.color": _AXIS,
+    "grid.color": _GRID,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.linewidth": 0.6,
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "font.size": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+_WIDTH = 9.0  # inches; at the page's 900 px a point of text is 1.4 px
+_BARS = 48
+
+
+def accuracies(runs: Mapping[str, Sequence[Epoch]], key: str, alt: str) -> Markup:
+    """Clean and certified accuracy on held-out training examples by epoch, one line per run and panel."""
+    with mpl.rc_context(_STYLE):
+        figure, (left, right) = _panels(2, 2.9)
+        for (label, epochs), (colour, dash) in zip(runs.items(), _looks(), strict=False):
+            look = {"label": label, "color": PALETTE[colour], "linestyle": dash}
+            found = [epoch.get("held_out") for epoch in epochs]
+            _line(left, epochs, [held_out and held_out["clean"] for held_out in found], **look)
+            _line(right, epochs, [held_out and held_out.get("certified") for held_out in found], **look)
+        for axes, title in ((left, "Clean accuracy"), (right, "Certified accuracy (IBP)")):
+            axes.set_title(title)
+            axes.set_ylim(-0.02, 1.02)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if len(runs) > 1:
+            _legend(figure, left)
+        return _svg(figure, key, alt)
+
+
+def losses(epochs: Sequence[Epoch], key: str, alt: str) -> Markup:
+    """The loss of each term, and beside it the term's weight, by epoch."""
+    terms = _names(epoch.get("losses") or {} for epoch in epochs)
+    weighted = any(epoch.get("weights") for epoch in epochs)
+    with mpl.rc_context(_STYLE):
+        figure, panels = _panels(2 if weighted else 1, 2.9)
+        for term, (colour, dash) in zip(terms, _looks(), strict=False):
+            look = {"color": PALETTE[colour], "linestyle": dash}
+            values = [(epoch.get("losses") or {}).get(term) for epoch in epochs]
+            _line(panels[0], epochs, values, label=term, **look)
+            if weighted:
+                values = [(epoch.get("weights") or {}).get(term) for epoch in epochs]
+                _line(panels[1], epochs, values, **look)
+        panels[0].set_title("Loss of each term, before weighting")
+        _logarithmic(panels[0])
+        if weighted:
+            panels[1].set_title("Weight of each term")
+            panels[1].set_ylim(bottom=min(0.0, panels[1].get_ylim()[0]))
+        _legend(figure, panels[0])
+        return _svg(figure, key, alt)
+
+
+def schedules(epochs: Sequence[Epoch], key: str, alt: str) -> Markup:
+    """Training eps and learning rate by epoch."""
+    with mpl.rc_context(_STYLE):
+        figure, (left, right) = _panels(2, 2.2)
+        _line(left, epochs, [epoch.get("eps") for epoch in epochs], color=PALETTE["blue"])
+        _line(right, epochs, [epoch.get("lr") for epoch in epochs], color=PALETTE["vermilion"])
+        left.set_title("Training eps")
+        left.set_ylim(bottom=0)
+        right.set_title("Learning rate")
+        _logarithmic(right)
+        return _svg(figure, key, alt)
+
+
+def layers(epochs: Sequence[Epoch], key: str, alt: str) -> Markup:
+    """Unstable and dead shares and mean bound width by epoch, one line per activation."""
+    by_epoch = [{layer["name"]: layer for layer in epoch.get("layers") or []} for epoch in epochs]
+    with mpl.rc_context(_STYLE):
+        figure, panels = _panels(3, 2.7)
+        for name, (colour, dash) in zip(_names(by_epoch), _looks(), strict=False):
+            look = {"label": f"layer {name}", "color": PALETTE[colour], "linestyle": dash}
+            found = [table.get(name) for table in by_epoch]
+            _line(panels[0], epochs, [layer and layer["unstable"] for layer in found], **look)
+            _line(panels[1], epochs, [layer and layer["dead"] for layer in found], **look)
+            _line(panels[2], epochs, [layer and layer["width"] for layer in found], **look)
+        for axes, title in zip(panels, ("Unstable neurons", "Dead neurons", "Mean bound width"), strict=True):
+            axes.set_title(title)
+        for axes in panels[:2]:
+            axes.set_ylim(-0.02, 1.02)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        _logarithmic(panels[2])
+        _legend(figure, panels[0])
+        return _svg(figure, key, alt)
+
+
+def margins(verdicts: Sequence[VerdictRow], key: str, alt: str) -> tuple[Markup, int]:
+    """Histogram of the margins, stacked by status, with a line at zero.
+
+    Returns:
+        The plot, and how many examples lie beyond its ends (drawn in the outermost bars).
+    """
+    values = {
+        status: np.array(
+            [row["margin"] for row in verdicts if row["status"] == status and row["margin"] is not None],
+            float,
+        )
+        for status in STATUSES
+    }
+    values = {status: finite for status, all_ in values.items() if len(finite := all_[np.isfinite(all_)])}
+    if not values:
+        return Markup(""), 0
+    everything = np.concatenate(list(values.values()))
+    # A few huge margins would otherwise squeeze everything of interest into one bar.
+    low, high = np.quantile(everything, (0.01, 0.99))
+    low, high = min(low, 0.0), max(high, 0.0)
+    width = (high - low) / _BARS or 0.1
+    edges = width * np.arange(math.floor(low / width), math.ceil(high / width) + 1)  # zero is an edge
+    if len(edges) < 2:
+        edges = np.array([-0.1, 0.0, 0.1])
+    beyond = int(((everything < edges[0]) | (everything > edges[-1])).sum())
+    inside = [np.clip(values[status], edges[0], edges[-1]) for status in values]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        axes.hist(
+            inside,
+            bins=edges.tolist(),
+            stacked=True,
+            label=list(values),
+            color=[PALETTE[STATUS_COLOURS[status]] for status in values],
+        )
+        axes.axvline(0.0, color=_AXIS, linewidth=1.2, linestyle=(0, (4, 2)))
+        axes.annotate(
+            "0", (0, 1), (0, 2), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center"
+        )
+        axes.grid(visible=False, axis="x")
+        axes.set_xlabel("Margin of the deciding stage (more than 0 is safe)")
+        axes.set_ylabel("Examples")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _legend(figure, axes)
+        return _svg(figure, key, alt), beyond
+
+
+def _panels(number: int, height: float) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    panels = [figure.add_subplot(1, number, place) for place in range(1, number + 1)]
+    for axes in panels:
+        axes.set_xlabel("Epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return figure, panels
+
+
+def _looks() -> cycle[tuple[str, object]]:
+    """A colour and a dash for each next line: every colour solid first, then dashed, then dotted."""
+    dashes = ("-", (0, (5, 2)), (0, (1.2, 1.6)))
+    return cycle((colour, dash) for dash in dashes for colour in PALETTE)
+
+
+def _line(axes: Axes, epochs: Sequence[Epoch], values: Sequence[float | None], **style: object) -> None:
+    known = [
+        (epoch["epoch"], value)
+        for epoch, value in zip(epochs, values, strict=True)
+        if value is not None and math.isfinite(value)
+    ]
+    if known:
+        few = len(known) <= 12
+        axes.plot(*zip(*known, strict=True), marker="o" if few else "", markersize=3.5, **style)  # type: ignore[arg-type]
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Use a logarithmic axis where the values span more than a decade."""
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines] or [np.ones(1)])
+    if values.min() <= 0 or values.max() < 10 * values.min():
+        return
+    few = values.max() < 300 * values.min()
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        columns = 4 if max(map(len, labels)) < 24 else 2
+        figure.legend(handles, labels, loc="outside upper left", ncols=min(len(labels), columns))
+
+
+def _names(tables: Iterable[Iterable[str]]) -> list[str]:
+    return list(dict.fromkeys(name for table in tables for name in table))
+
+
+def _svg(figure: Figure, key: str, alt: str) -> Markup:
+    """Draw to an `<svg>` element whose ids start with `key`, so that many fit on one page."""
+    stream = io.StringIO()
+    figure.patch.set_visible(False)
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
+    FigureCanvasSVG(figure).print_svg(stream, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = stream.getvalue()
+    body = svg[svg.index("<svg") :]
+    opening, rest = body.split(">", 1)
+    view = re.search(r'viewBox="[^"]*"', opening)
+    assert view is not None
+    rest = re.sub(r'\bid="', f'id="{key}-', rest)
+    rest = re.sub(r'(url\(|xlink:href=")#', lambda match: f"{match[1].removeprefix('xlink:')}#{key}-", rest)
+    rest = re.sub("|".join(_VARIABLES), lambda match: _VARIABLES[match[0]], rest)
+    return Markup(f'<svg {view[0]} role="img" aria-label="{escape(alt)}">{rest.strip()}')

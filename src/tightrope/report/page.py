@@ -1,0 +1,489 @@
+"""Put the page together: what each run says, in words, numbers and plots."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from scipy.special import betaincinv  # type: ignore[import-untyped]
+
+from tightrope.errors import InputError
+from tightrope.files import write_atomically
+from tightrope.report import figures
+from tightrope.report.examples import Example, Load, examples, loader
+from tightrope.report.read import STATUSES, Certificate, Epoch, Run, VerdictRow, read_run
+
+_NORMS = {"inf": "l∞", "2": "l2", "1": "l1"}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One large number: a share in per cent, or "none" with the reason in `detail`."""
+
+    name: str
+    value: str
+    detail: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with a title, and words on how to read it."""
+
+    title: str
+    svg: Markup
+    words: str
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A line of the verdict table."""
+
+    status: str
+    stage: str
+    count: int
+    share: str
+    total: str
+    median: str
+
+
+@dataclass(frozen=True)
+class CertificateView:
+    """A certify file as the page shows it."""
+
+    file: str
+    title: str
+    setting: str
+    attack: str
+    headlines: list[Headline]
+    between: str
+    shares: list[tuple[str, int, float]]
+    stages: list[StageRow]
+    margins: Plot | None
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as the page shows it."""
+
+    anchor: str
+    name: str
+    facts: list[tuple[str, str]]
+    wide_facts: list[tuple[str, str]]
+    missing: list[str]
+    recorded: list[tuple[str, str]]
+    recipe: str
+    certificates: list[CertificateView] = field(default_factory=list)
+    attacks: int = 0
+    examples: list[Example] = field(default_factory=list)
+    no_examples: str = ""
+    plots: list[Plot] = field(default_factory=list)
+
+    @property
+    def summary(self) -> str:
+        """Data, model, method and training eps in one line."""
+        facts = dict(self.facts)
+        known = [facts[name] for name in ("Data", "Model", "Method") if name in facts]
+        return " · ".join(
+            known + ([f"trained at eps {facts['Training eps']}"] if "Training eps" in facts else [])
+        )
+
+
+def write_report(runs: Sequence[Path], out: Path, data_root: Path | None = None) -> None:
+    """Write one self-contained HTML page on one or several run or results folders.
+
+    The page needs no network and no other file. Nothing is downloaded: where the data set of a successful
+    attack is not at hand, the page says so. `out` is replaced only once the page is complete.
+
+    Args:
+        runs: the folders, in the order in which the page shows them.
+        out: the HTML file to write; its folder is made if need be.
+        data_root: where data sets lie, as for `tightrope.data.load`.
+
+    Raises:
+        InputError: no folder is given, one is not a run folder, a file in it is broken, or `out` cannot be
+            written.
+
+    Example:
+        write_report([Path("runs/a"), Path("runs/b")], Path("report.html"))
+    """
+    if not runs:
+        raise InputError("no run folder was given; give at least one that `tightrope train --out` made")
+    read = dict(zip(_labels(runs), map(read_run, runs), strict=True))
+    load = loader(data_root)
+    views = [
+        _run(label, run, f"run{place}", load) for place, (label, run) in enumerate(read.items(), start=1)
+    ]
+    several = len(views) > 1
+    template = Environment(
+        loader=PackageLoader("tightrope.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("report.html.j2")
+    page = template.render(
+        title="Comparison of robustness runs" if several else f"Robustness report: {views[0].name}",
+        runs=views,
+        several=several,
+        unlike=_unlike(list(read.values())),
+        curves=_overlay(read) if several else None,
+        statuses=figures.STATUS_COLOURS,
+    )
+    try:
+        write_atomically(out, page)
+    except OSError as error:
+        raise InputError(f"cannot write the report to {out}: {error.strerror}; give another --out") from None
+
+
+def eps_text(eps: float) -> str:
+    """Write eps as people do: 0.3 stays 0.3, and 0.031372549 is 8/255.
+
+    Example:
+        eps_text(2 / 255) == "2/255"
+    """
+    steps = eps * 255
+    if not math.isclose(eps, round(eps, 4), abs_tol=1e-9) and math.isclose(steps, round(steps), abs_tol=1e-4):
+        return f"{round(steps)}/255"
+    return f"{eps:.4g}"
+
+
+def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact confidence interval of a proportion, both ends in [0, 1]."""
+    tail = (1 - level) / 2
+    low = 0.0 if successes == 0 else float(betaincinv(successes, trials - successes + 1, tail))
+    high = 1.0 if successes == trials else float(betaincinv(successes + 1, trials - successes, 1 - tail))
+    return low, high
+
+
+def _labels(runs: Sequence[Path]) -> list[str]:
+    """Folder names; whole paths where two folders have the same name."""
+    names = [path.resolve().name for path in runs]
+    labels = [
+        name if names.count(name) == 1 else str(path.resolve())
+        for name, path in zip(names, runs, strict=True)
+    ]
+    if len(set(labels)) < len(labels):
+        raise InputError(f"a run folder was given twice among {', '.join(map(str, runs))}; give each once")
+    return labels
+
+
+def _run(label: str, run: Run, anchor: str, load: Load) -> RunView:
+    attacks = {row["index"] for one in run.certificates for row in one.verdicts if row.get("witness")}
+    drawn, why_none = examples(run.certificates, load)
+    return RunView(
+        anchor=anchor,
+        name=label,
+        facts=list(_facts(run)),
+        wide_facts=list(_wide_facts(run)),
+        missing=run.missing,
+        recorded=[
+            (name, value) for part in ("paper", "ours") for name, value in _flat(run.result.get(part), part)
+        ],
+        recipe=run.recipe_text,
+        certificates=[
+            _certificate(one, f"{anchor}-certificate{place}") for place, one in enumerate(run.certificates)
+        ],
+        attacks=len(attacks),
+        examples=drawn,
+        no_examples=why_none,
+        plots=list(_training(run.epochs, anchor)),
+    )
+
+
+def _facts(run: Run) -> Iterator[tuple[str, str]]:
+    headers = [certificate.header for certificate in run.certificates]
+    data = _recipe(run, "data") or (headers[0]["data"] if headers else None)
+    tested = dict.fromkeys(eps_text(header["identity"]["eps"]) for header in headers)
+    method, modifiers = _recipe(run, "method"), _recipe(run, "with", "modifiers")
+    if method and isinstance(modifiers, list):
+        method = " + ".join(map(str, [method, *modifiers]))
+    parameters = _fact(run, "parameters")
+    last: Epoch | dict[str, Any] = run.epochs[-1] if run.epochs else {}
+    facts = {
+        "Data": data,
+        "Model": _recipe(run, "model"),
+        "Parameters": f"{parameters:,}" if isinstance(parameters, int) else None,
+        "Method": method,
+        "Training eps": _eps(_recipe(run, "eps", "train_eps", "train-eps")),
+        "Test eps": _eps(_recipe(run, "test_eps", "test-eps")) or ", ".join(tested),
+        "Epochs": last.get("epoch"),
+        "Training time": _duration(last["seconds"]) if "seconds" in last else None,
+        "Seed": next((seed for seed in (_recipe(run, "seed"), _fact(run, "seed")) if seed is not None), None),
+        "Commit": _commit(_fact(run, "commit")),
+        "Date": _date(_fact(run, "date")),
+        "Device": _fact(run, "device"),
+    }
+    for name, value in facts.items():
+        if value is not None and value != "":
+            yield name, str(value)
+
+
+def _wide_facts(run: Run) -> Iterator[tuple[str, str]]:
+    versions = [f"{name} {_fact(run, name)}" for name in ("tightrope", "torch", "python") if _fact(run, name)]
+    machine = [str(_fact(run, "machine") or "")]
+    threads = _fact(run, "threads")
+    machine += [_number(threads, "thread")] if isinstance(threads, int) else []
+    if any(machine):
+        yield "Machine", ", ".join(filter(None, machine))
+    if versions:
+        yield "Versions", ", ".join(versions)
+    if _fact(run, "command"):
+        yield "Command", str(_fact(run, "command"))
+
+
+def _commit(value: object) -> str:
+    """A commit's first 12 characters, with the "+" that says that the checkout was changed since."""
+    full = str(value or "")
+    return full if len(full) <= 13 else full[:12] + ("+" if full.endswith("+") else "")
+
+
+def _date(value: object) -> str:
+    try:
+        return f"{datetime.fromisoformat(str(value)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return str(value or "")
+
+
+def _fact(run: Run, key: str) -> Any:
+    return run.environment.get(key, run.result.get(key))
+
+
+def _recipe(run: Run, *keys: str) -> Any:
+    """A recipe's value: at the top or in one of its tables; a table stands for its `name`."""
+    for table in (run.recipe, *(part for part in run.recipe.values() if isinstance(part, dict))):
+        for key in keys:
+            value = table.get(key)
+            if isinstance(value, dict):
+                value = value.get("name")
+            if value is not None:
+                return value
+    return None
+
+
+def _eps(value: object) -> str:
+    return eps_text(value) if isinstance(value, int | float) else str(value or "")
+
+
+def _flat(value: object, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _flat(part, f"{name} · {key}")
+    elif isinstance(value, list):
+        yield name, ", ".join(map(str, value))
+    elif value is not None:
+        yield name, f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _certificate(certificate: Certificate, key: str) -> CertificateView:
+    counts, verdicts = certificate.counts, certificate.verdicts
+    total, identity = counts["examples"], certificate.header["identity"]
+    headlines = [
+        _headline("Clean accuracy", counts["clean_correct"], total),
+        _headline("Attacked accuracy", counts["robust"] + counts["undecided"], total)
+        if certificate.attacked
+        else Headline("Attacked accuracy", "n/a", "no attack was run"),
+        _headline("Certified accuracy", counts["robust"], total),
+    ]
+    between = ""
+    if counts["undecided"]:
+        low, high = counts["robust"], counts["robust"] + counts["undecided"]
+        between = (
+            "The true robust accuracy on these examples lies between "
+            f"{_percent(low, total)} and {_percent(high, total)}: "
+            f"for {_number(counts['undecided'], 'example')} neither a proof nor a counterexample was found."
+        )
+    return CertificateView(
+        file=certificate.path.name,
+        title=f"Result with verifier {identity['verifier']}, eps {eps_text(identity['eps'])}",
+        setting=_setting(certificate),
+        attack=_attack(identity.get("attack")),
+        headlines=headlines,
+        between=between,
+        shares=[
+            (status, count, 100 * count / total)
+            for status in STATUSES
+            if (count := sum(row["status"] == status for row in verdicts))
+        ],
+        stages=_stages(verdicts),
+        margins=_margins(verdicts, key),
+    )
+
+
+def _setting(certificate: Certificate) -> str:
+    identity = certificate.header["identity"]
+    norm = str(identity.get("norm", "inf"))
+    return (
+        f"verifier {identity['verifier']}, eps {eps_text(identity['eps'])} ({_NORMS.get(norm, norm)}), "
+        f"{_number(len(certificate.verdicts), 'test example')} of {certificate.header['data']}"
+    )
+
+
+def _attack(attack: object) -> str:
+    if not attack:
+        return ""
+    if not isinstance(attack, dict):
+        return str(attack)
+    name = str(attack.get("name", ""))
+    options = [f"{key} {value}" for key, value in attack.items() if key != "name"]
+    return ", ".join(filter(None, [name, *options]))
+
+
+def _headline(name: str, count: int, total: int) -> Headline:
+    low, high = clopper_pearson(count, total)
+    digits = _decimals(total)
+    return Headline(
+        name,
+        _percent(count, total),
+        f"{count:,} of {total:,}",
+        f"95 % interval {100 * low:.{digits}f} to {100 * high:.{digits}f} %",
+    )
+
+
+def _stages(verdicts: Sequence[VerdictRow]) -> list[StageRow]:
+    groups: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in verdicts:
+        groups[row["status"], row["stage"]].append(row["seconds"])
+    order = sorted(groups, key=lambda group: (STATUSES.index(group[0]), -len(groups[group]), group[1]))
+
+    def line(status: str, stage: str, seconds: list[float]) -> StageRow:
+        share = _percent(len(seconds), len(verdicts))
+        return StageRow(
+            status, stage, len(seconds), share, _duration(sum(seconds)), _duration(statistics.median(seconds))
+        )
+
+    return [line(*group, groups[group]) for group in order] + [
+        line("all", "", [row["seconds"] for row in verdicts])
+    ]
+
+
+def _margins(verdicts: Sequence[VerdictRow], key: str) -> Plot | None:
+    alt = "Histogram of the margins of " + _number(len(verdicts), "example") + ", coloured by verdict."
+    svg, beyond = figures.margins(verdicts, f"{key}-margins", alt)
+    if not svg:
+        return None
+    words = (
+        "The margin is how far the true class stays ahead of every other class, in logits. For robust and "
+        "undecided examples it is the verifier's guaranteed minimum over all allowed inputs, for falsified "
+        "ones the margin at the counterexample, for misclassified ones that of the unchanged input. "
+        "Undecided bars close to zero could turn robust with a tighter verifier or a little more training; "
+        "bars far to the left could not."
+    )
+    if beyond:
+        words += f" {_number(beyond, 'example')} beyond the ends are counted in the outermost bars."
+    return Plot("Margins", svg, words)
+
+
+def _training(epochs: Sequence[Epoch], key: str) -> Iterator[Plot]:
+    if any(epoch.get("held_out") for epoch in epochs):
+        last = _last_held_out(epochs)
+        svg = figures.accuracies({"": epochs}, f"{key}-accuracies", f"Accuracies by epoch. {last}")
+        yield Plot(
+            "Held-out accuracy",
+            svg,
+            f"{last} These are training examples set aside and never trained on; they guide decisions during "
+            "training. Certified accuracy here comes from quick float32 interval bounds: it is a progress "
+            "indicator, not a verdict.",
+        )
+    if any(epoch.get("losses") for epoch in epochs):
+        yield Plot(
+            "Losses",
+            figures.losses(epochs, f"{key}-losses", "Loss and weight of each term by epoch."),
+            "One line for each term of the training objective. A robust loss that rises while eps grows is "
+            "expected; one that stays near ln(number of classes) means that the network learns nothing it "
+            "can prove. A term with weight zero is measured but does not train the network.",
+        )
+    if any(epoch.get("eps") is not None or epoch.get("lr") is not None for epoch in epochs):
+        yield Plot(
+            "Schedules",
+            figures.schedules(epochs, f"{key}-schedules", "Training eps and learning rate by epoch."),
+            "Certified training raises eps slowly. The learning rate should not fall before eps has reached "
+            "its final value.",
+        )
+    if any(epoch.get("layers") for epoch in epochs):
+        yield Plot(
+            "Layers",
+            figures.layers(
+                epochs,
+                f"{key}-layers",
+                "Unstable share, dead share and mean bound width of each layer by epoch.",
+            ),
+            "A neuron is unstable when its bounds lie on both sides of zero: each one loosens the proof. It "
+            "is dead when it is zero for every allowed input: many dead neurons waste capacity. Bounds that "
+            "stay narrow towards the output are what certified training works for.",
+        )
+
+
+def _last_held_out(epochs: Sequence[Epoch]) -> str:
+    epoch, held_out = next(
+        (epoch["epoch"], found) for epoch in reversed(epochs) if (found := epoch.get("held_out"))
+    )
+    words = f"After epoch {epoch}: clean {100 * held_out['clean']:.1f} %"
+    certified = held_out.get("certified")
+    if certified is not None:
+        words += f", certified {100 * certified:.1f} %"
+        words += f" at eps {eps_text(held_out['eps'])}" if "eps" in held_out else ""
+    return words + (f", on {held_out['examples']:,} examples." if "examples" in held_out else ".")
+
+
+def _overlay(runs: Mapping[str, Run]) -> Plot | None:
+    curves = {
+        label: run.epochs for label, run in runs.items() if any(epoch.get("held_out") for epoch in run.epochs)
+    }
+    if not curves:
+        return None
+    alt = f"Held-out accuracies by epoch of {_number(len(curves), 'run')}: {', '.join(curves)}."
+    return Plot(
+        "Held-out accuracy",
+        figures.accuracies(curves, "overlay", alt),
+        "Accuracy on training examples that were set aside, after each epoch; certified accuracy from quick "
+        "interval bounds. Compare where the curves end, and how early they rise; what counts is the "
+        "table above.",
+    )
+
+
+def _unlike(runs: Sequence[Run]) -> str:
+    """A warning if the rows of the comparison do not measure the same thing."""
+    rows = [
+        (one.header["data"], one.header["identity"]["eps"], str(one.header["identity"].get("norm", "inf")))
+        for run in runs
+        for one in run.certificates
+    ]
+    names = ("data", "eps", "norm")
+    unlike = [
+        name for name, values in zip(names, zip(*rows, strict=True), strict=False) if len(set(values)) > 1
+    ]
+    sets = {frozenset(row["index"] for row in one.verdicts) for run in runs for one in run.certificates}
+    if len(sets) > 1:
+        unlike.append("examples")
+    return f"The rows differ in {' and '.join(unlike)}: compare only rows that agree." if unlike else ""
+
+
+def _percent(count: int, total: int) -> str:
+    return f"{100 * count / total:.{_decimals(total)}f} %"
+
+
+def _decimals(total: int) -> int:
+    """Digits that show a single example's share: 1 for up to a thousand examples, 2 for more."""
+    return 1 if total <= 1000 else 2
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 0.1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

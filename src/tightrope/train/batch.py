@@ -1,0 +1,87 @@
+"""One training batch and what its terms share, so that no forward pass is done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tightrope.attacks import Pgd
+from tightrope.bounds import Bounds, Engine
+from tightrope.graph import Graph
+from tightrope.region import Region
+from tightrope.spec import Spec
+
+Term = Callable[["Batch"], Tensor]
+"""A loss: `batch -> (batch,)`, one value per example; a regulariser yields one value for the batch."""
+
+SMALLEST_EPS = 1e-6
+"""Radius at which a regulariser looks at bounds while the schedule is still at 0 (Shi et al. 2021)."""
+
+
+class Batch:
+    """Inputs, labels, their region, and the passes over them, each done once, when first asked for.
+
+    Args:
+        graph: the network, in training mode.
+        x: inputs in [0, 1].
+        y: labels.
+        region: where each input may move at this moment of the run.
+        progress: share of the run that is done.
+        generator: source of this step's randomness.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, "batch"],
+        region: Region,
+        progress: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.graph, self.x, self.y, self.region = graph, x, y, region
+        self.progress, self._generator = progress, generator
+        self._bounds: dict[Engine, Bounds] = {}
+        self._attacked: dict[Pgd, Tensor] = {}
+
+    @cached_property
+    def _clean(self) -> tuple[Tensor, Graph]:
+        return self.graph.run(self.x)
+
+    @property
+    def logits(self) -> Float[Tensor, "batch classes"]:
+        """Logits of the clean inputs."""
+        return self._clean[0]
+
+    @property
+    def fixed(self) -> Graph:
+        """The network at the clean batch's BatchNorm statistics: the function that bounds are about."""
+        return self._clean[1] if self.graph.has_batch_statistics() else self.graph
+
+    @cached_property
+    def still(self) -> bool:
+        """Whether the region is a point, so that a robust loss is the natural one."""
+        eps = self.region.eps
+        return not bool(eps.any()) if isinstance(eps, Tensor) else eps == 0
+
+    @cached_property
+    def floored(self) -> Region:
+        """The region, or a very small one while the region is a point: a box needs a width to compare with."""
+        return self.region.with_eps(SMALLEST_EPS) if self.still else self.region
+
+    def bounds(self, engine: Engine) -> Bounds:
+        """Bounds of the margins over the `floored` region."""
+        if engine not in self._bounds:
+            spec = Spec.margins(self.y, self.graph.classes, self.x)
+            self._bounds[engine] = engine(self.fixed, self.x, self.floored, spec)
+        return self._bounds[engine]
+
+    def attacked(self, attack: Pgd) -> Float[Tensor, "batch *shape"]:
+        """The inputs after an attack on the network at its running statistics."""
+        if attack not in self._attacked:
+            self._attacked[attack] = attack(self.graph.frozen(), self.x, self.y, self.region, self._generator)
+        return self._attacked[attack]

@@ -1,0 +1,119 @@
+"""Checkpoints: everything a resumed run needs, in one safetensors file with a JSON header.
+
+Randomness needs no state here: every draw is a function of the seed and of the step or epoch that
+it belongs to (see `derive_seed`), and so are the order of the data and every schedule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tightrope.errors import IdentityError, InputError
+from tightrope.files import load_tensors, save_tensors
+
+FORMAT = "tightrope-checkpoint/1"
+
+
+@dataclass
+class Progressed:
+    """How far a run has come.
+
+    Args:
+        step: optimiser steps done.
+        seconds: time spent training, over all resumed parts.
+        sums: over the present epoch, by metric: sum over examples, and their number.
+    """
+
+    step: int
+    seconds: float
+    sums: dict[str, list[float]]
+
+    def add(self, losses: Mapping[str, float], examples: int) -> None:
+        """Count one step over this many examples, with what it measured."""
+        self.step += 1
+        for name, value in losses.items():
+            total, count = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = [total + value * examples, count + examples]
+
+    def means(self) -> dict[str, float]:
+        """Each metric's mean over the examples of the epoch for which it was measured."""
+        return {name: total / count for name, (total, count) in self.sums.items()}
+
+
+def derive_seed(seed: int, purpose: str, number: int) -> int:
+    """A seed for one purpose at one step or epoch; unrelated for different arguments."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def save_checkpoint(
+    path: Path,
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    done: Progressed,
+    identity: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint atomically: the file holds the last state or this one, never a mixture."""
+    tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
+    numbers: dict[str, float] = {}
+    for i, state in optimiser.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimiser.{i}.{key}"] = value
+            elif value is not None:
+                numbers[f"{i}.{key}"] = value
+    header = {"format": FORMAT, "identity": dict(identity), "progress": vars(done), "optimiser": numbers}
+    save_tensors(path, tensors, header)
+
+
+def load_checkpoint(
+    path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, identity: Mapping[str, Any]
+) -> Progressed:
+    """Bring network and optimiser to where a checkpoint left them.
+
+    Raises:
+        IdentityError: if the checkpoint was made with other settings, data or network.
+        InputError: if the file is missing or corrupt.
+    """
+    tensors, header = load_tensors(path)
+    if header.get("format") != FORMAT:
+        raise InputError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}")
+    check_identity(header["identity"], identity, str(path))
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser."):
+            _, i, key = name.split(".", 2)
+            state.setdefault(int(i), {})[key] = tensor
+    for name, number in header["optimiser"].items():
+        i, key = name.split(".", 1)
+        state.setdefault(int(i), {})[key] = number
+    module.load_state_dict(
+        {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
+    )
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return Progressed(**header["progress"])
+
+
+def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+    """Refuse to go on from something that was made differently.
+
+    Raises:
+        IdentityError: naming each difference.
+    """
+    differences = [
+        f"  {key}: {found.get(key)!r} there, {wanted.get(key)!r} now"
+        for key in sorted({*found, *wanted})
+        if found.get(key) != wanted.get(key)
+    ]
+    if differences:
+        raise IdentityError(
+            f"{where} was made with other settings:\n" + "\n".join(differences) + "\n"
+            "Resume with the same settings, or start afresh in another place."
+        )

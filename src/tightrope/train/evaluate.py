@@ -1,0 +1,65 @@
+"""How a network in training is doing on held-out training examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tightrope.bounds import Interval
+from tightrope.graph import Graph
+from tightrope.graph.ops import LeakyReLU, ReLU
+from tightrope.region import Box
+from tightrope.spec import Spec, smallest_margin
+
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Training examples that the network is never trained on."""
+
+    x: Float[Tensor, "examples *shape"]
+    y: Int[Tensor, "examples"]
+
+
+@torch.no_grad()
+def evaluate(graph: Graph, held_out: HeldOut, eps: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Clean and IBP-certified accuracy, and per layer the share of dead, active and unstable neurons.
+
+    In the run's own precision and at running statistics: a guide for the eye, not a verdict.
+
+    Returns:
+        A record of accuracies, and one record per layer of ReLUs.
+    """
+    frozen, region, engine = graph.frozen(), Box(eps), Interval()
+    clean, certified = 0, 0
+    layers: dict[int, Tensor] = {}
+    for x, y in zip(held_out.x.split(CHUNK), held_out.y.split(CHUNK), strict=True):
+        clean += int((frozen.run(x)[0].argmax(1) == y).sum())
+        bounds = engine(frozen, x, region, Spec.margins(y, graph.classes, x))
+        certified += int((smallest_margin(bounds.lower, y) > 0).sum())
+        for i, (lower, upper) in bounds.boxes.items():
+            if isinstance(graph.nodes[i].op, ReLU | LeakyReLU):
+                counts = torch.stack(
+                    [(upper <= 0).float().mean(), (lower >= 0).float().mean(), (upper - lower).mean()]
+                )
+                layers[i] = layers.get(i, 0) + counts.double() * len(x)
+    count = len(held_out.y)
+    records = []
+    for i, sums in layers.items():
+        dead, active, width = (sums / count).tolist()
+        unstable = max(0.0, 1 - dead - active)
+        records.append(
+            {
+                "name": graph.nodes[i].name,
+                "dead": dead,
+                "active": active,
+                "unstable": unstable,
+                "width": width,
+            }
+        )
+    return {"examples": count, "eps": eps, "clean": clean / count, "certified": certified / count}, records

@@ -1,0 +1,311 @@
+"""The one training loop, with its metrics, checkpoints and exact resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+import torch
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from tightrope.errors import DivergedError, InputError
+from tightrope.files import append_line, save_tensors, write_atomically
+from tightrope.graph import Graph
+from tightrope.progress import Progress
+from tightrope.region import Box
+from tightrope.train.batch import Batch
+from tightrope.train.checkpoint import Progressed, derive_seed, load_checkpoint, save_checkpoint
+from tightrope.train.evaluate import HeldOut, evaluate
+from tightrope.train.methods import Method
+from tightrope.train.schedules import Number, Ramp, Real, Steps, at, first_drop
+from tightrope.train.step import train_step
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Examples(Protocol):
+    """Training data: hands out batches of the examples that it is asked for."""
+
+    def batches(self, order: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each tensor of indices: inputs in [0, 1], labels, and the indices again."""
+        ...
+
+
+class Training(BaseModel):
+    """How a method is run: everything that is not the method.
+
+    Args:
+        epochs: passes over the training examples.
+        batch: examples per step.
+        optimiser: "adam", "adamw" or "sgd" (with momentum 0.9).
+        lr: learning rate, a number or a schedule.
+        weight_decay: weight decay of the optimiser.
+        clip: largest l_2 norm of the gradient, or None for no clipping.
+        checkpoint_seconds: how often a checkpoint is written.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=100, ge=1)
+    batch: int = Field(default=100, ge=1)
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: Number = Steps(start=1e-3, factor=0.1, at=(0.25, 0.42))
+    weight_decay: Real = Field(default=0.0, ge=0)
+    clip: Real | None = Field(default=None, gt=0)
+    checkpoint_seconds: Real = Field(default=30.0, gt=0)
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if not at(self.lr, 0.0) > 0:
+            raise ValueError(f"the learning rate must be positive, got {at(self.lr, 0.0)}")
+        return self
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, and has saved its state."""
+
+
+def train(
+    graph: Graph,
+    examples: Examples,
+    index: Tensor,
+    held_out: HeldOut,
+    method: Method,
+    training: Training,
+    *,
+    out: Path,
+    seed: int,
+    test_eps: float,
+    identity: Mapping[str, Any],
+    augment: Augmentation | None = None,
+    resume: bool = False,
+) -> None:
+    """Train a network in place, writing metrics, checkpoints and the final weights to `out`.
+
+    Args:
+        graph: the traced network.
+        examples: training data.
+        index: which of its examples to train on.
+        held_out: examples for the metrics.
+        method: what to train for.
+        training: how.
+        out: the run folder.
+        seed: one seed, one result on one machine.
+        test_eps: radius of the certified accuracy in the metrics.
+        identity: what a checkpoint must agree on to be resumed (data, settings ...).
+        augment: random change of a batch of inputs.
+        resume: go on from the checkpoint in `out`.
+
+    Raises:
+        DivergedError: if a loss or gradient turns NaN or infinite; the last good state is saved.
+        IdentityError: if the checkpoint belongs to another run.
+        Interrupted: on Ctrl-C or SIGTERM, after saving.
+    """
+    _warn_of_schedules(method, training)
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint, metrics = out / "checkpoint" / "last.safetensors", out / "metrics.jsonl"
+    optimiser = _optimiser(graph, training)
+    per_epoch = -(-len(index) // training.batch)
+    total = per_epoch * training.epochs
+    graph.module.train()
+    with _only_run_in(out), torch.random.fork_rng(), _stop_requested() as stop:
+        if resume and checkpoint.exists():
+            done = load_checkpoint(checkpoint, graph.module, optimiser, identity)
+            _forget_epochs_after(metrics, done.step)
+        else:
+            done = Progressed(0, 0.0, {})
+            torch.manual_seed(derive_seed(seed, "initialise", 0))
+            if method.initialise is not None:
+                method.initialise(graph)
+            save_checkpoint(checkpoint, graph.module, optimiser, done, identity)
+            metrics.unlink(missing_ok=True)
+        saved = time.monotonic()
+
+        def save() -> None:
+            nonlocal saved
+            save_checkpoint(checkpoint, graph.module, optimiser, done, identity)
+            saved = time.monotonic()
+
+        with Progress(f"train {method.name}", total, done.step) as progress:
+            while done.step < total:
+                epoch, offset = divmod(done.step, per_epoch)
+                for x, y, _ in examples.batches(_order(index, training.batch, seed, epoch)[offset:]):
+                    began = time.perf_counter()
+                    step_seed = derive_seed(seed, "step", done.step)
+                    torch.manual_seed(step_seed)
+                    generator = torch.Generator(x.device).manual_seed(step_seed)
+                    now = Moment(method, training, epoch, done.step / total)
+                    for group in optimiser.param_groups:
+                        group["lr"] = now.lr
+                    x = x if augment is None else augment(x, generator)
+                    batch = Batch(graph, x, y, Box(now.eps), now.progress, generator)
+                    try:
+                        result = train_step(method, batch, optimiser, training.clip)
+                    except DivergedError as error:
+                        saved_step = _save_if_finite(graph, save, done)
+                        raise DivergedError(
+                            f"{error} at step {done.step} ({now}). {saved_step}, in {out}. "
+                            "Lower the learning rate, clip the gradient, or lengthen the ramp"
+                        ) from None
+                    done.add({**result.losses, "gradient_norm": result.gradient_norm}, len(y))
+                    done.seconds += time.perf_counter() - began
+                    progress.advance()
+                    if done.step % per_epoch == 0:
+                        record = _epoch_record(graph, held_out, test_eps, done, now)
+                        append_line(metrics, record)
+                        progress.note(_epoch_line(record, training.epochs))
+                        done.sums = {}
+                    if stop.is_set():
+                        save()
+                        raise Interrupted
+                    if time.monotonic() - saved > training.checkpoint_seconds:
+                        save()
+        save()
+        save_tensors(out / "model.safetensors", graph.module.state_dict())
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in a run a step lies, and what its schedules say there."""
+
+    method: Method
+    training: Training
+    epoch: int
+    progress: float
+
+    @property
+    def eps(self) -> float:
+        """Radius of the region."""
+        return at(self.method.eps, self.progress)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate."""
+        return at(self.training.lr, self.progress)
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch + 1}, eps {self.eps:.4g}, lr {self.lr:.4g}"
+
+
+def _save_if_finite(graph: Graph, save: Callable[[], None], done: Progressed) -> str:
+    """Save the state before a step that diverged, unless its forward pass spoiled running statistics."""
+    if all(bool(torch.isfinite(t).all()) for t in graph.module.state_dict().values()):
+        save()
+        return f"The state before it is saved (step {done.step})"
+    return "The last checkpoint is the last good state"
+
+
+def _order(index: Tensor, batch: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
+    """The batches of one epoch: a function of the seed and the epoch alone."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    return index[torch.randperm(len(index), generator=generator)].split(batch)
+
+
+def _optimiser(graph: Graph, training: Training) -> torch.optim.Optimizer:
+    parameters = [p for p in graph.module.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError("the network has no parameters to train (all are frozen, or there are none)")
+    lr, decay = at(training.lr, 0.0), training.weight_decay
+    if training.optimiser == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=decay, foreach=True)
+    kind = torch.optim.Adam if training.optimiser == "adam" else torch.optim.AdamW
+    return kind(parameters, lr, weight_decay=decay, foreach=True)
+
+
+def _epoch_record(
+    graph: Graph, held_out: HeldOut, test_eps: float, done: Progressed, now: Moment
+) -> dict[str, Any]:
+    losses = done.means()
+    gradient_norm = losses.pop("gradient_norm")
+    accuracy, layers = evaluate(graph, held_out, test_eps)
+    return {
+        "epoch": now.epoch + 1,
+        "step": done.step,
+        "seconds": round(done.seconds, 3),
+        "progress": now.progress,
+        "eps": now.eps,
+        "lr": now.lr,
+        "gradient_norm": gradient_norm,
+        "losses": losses,
+        "weights": {loss.name: at(loss.weight, now.progress) for loss in now.method.losses},
+        "held_out": accuracy,
+        "layers": layers,
+    }
+
+
+def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
+    losses = ", ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
+    held_out = record["held_out"]
+    return (
+        f"epoch {record['epoch']}/{epochs}: {losses}; eps {record['eps']:.4g}, lr {record['lr']:.2g}; held out: "
+        f"clean {held_out['clean']:.2%}, certified {held_out['certified']:.2%} at eps {held_out['eps']:.4g}"
+    )
+
+
+def _forget_epochs_after(metrics: Path, step: int) -> None:
+    """Drop the metrics of epochs that a resumed run is going to repeat."""
+    if not metrics.exists():
+        return
+    lines = metrics.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    write_atomically(metrics, "".join(kept))
+
+
+def _warn_of_schedules(method: Method, training: Training) -> None:
+    if isinstance(method.eps, Ramp) and first_drop(training.lr) < method.eps.finish:
+        warnings.warn(
+            f"the learning rate falls at {first_drop(training.lr):.3g} of the run, before the ramp of eps "
+            f"ends at {method.eps.finish:.3g}: the network will hardly learn the full radius",
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def _only_run_in(out: Path) -> Iterator[None]:
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(
+            f"another process is training in {out}; wait for it, or choose another --out"
+        ) from None
+
+
+@contextmanager
+def _stop_requested() -> Iterator[threading.Event]:
+    """Set when Ctrl-C or SIGTERM asks to stop; a second Ctrl-C stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def model_identity(graph: Graph) -> str:
+    """A fingerprint of the network's structure: operators, shapes and parameter shapes, not values."""
+    parts = [f"{type(node.op).__name__} {node.inputs} {tuple(node.shape)}" for node in graph.nodes]
+    parts += [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in graph.module.state_dict().items()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,59 @@
+"""Regularisers: one value for a batch, computed from the bounds that the losses use anyway."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tightrope.bounds import Engine
+from tightrope.train.batch import Batch, Term
+
+
+def shi_tightness(engine: Engine, tau: float = 0.5) -> Term:
+    """Keep the boxes from growing: `L_tight = 1/M sum_i relu(tau - r_0 / r_i) / tau`.
+
+    `r_0` is the mean half-width of the input box, `r_i` that of layer i's pre-activations.
+    Source: Shi et al. 2021, eq. 7; methods.md, section 4.
+    """
+
+    def term(batch: Batch) -> Float[Tensor, ""]:
+        boxes = batch.bounds(engine).boxes
+        lower, upper = batch.floored.corners(batch.x)
+        reference = ((upper - lower) / 2).mean()
+        widths = torch.stack([((u - l) / 2).mean() for l, u in boxes.values()])
+        return torch.relu(tau - reference / widths.clamp(min=1e-12)).mean() / tau
+
+    return term
+
+
+def shi_relu(engine: Engine, tau: float = 0.5) -> Term:
+    """Keep active and inactive neurons in balance, in their mean and in their variance.
+
+    `c` is the centre of a pre-activation's box. `a = sum c [l > 0] / -sum c [u < 0]` and
+    `v = sum (c - mean c)^2 [l > 0] / sum (c - mean c)^2 [u < 0]`, each folded to `min(q, 1/q)`;
+    `L_relu = 1/M sum_i (relu(tau - a_i) + relu(tau - v_i)) / tau`. A layer without neurons on one
+    side contributes nothing for that ratio. Source: Shi et al. 2021, eqs. 8-10; methods.md, section 4.
+    """
+
+    def term(batch: Batch) -> Float[Tensor, ""]:
+        boxes = batch.bounds(engine).boxes
+        total = batch.x.new_zeros(())
+        for l, u in boxes.values():
+            centre = (l + u) / 2
+            active, inactive = (l > 0).to(centre), (u < 0).to(centre)
+            spread = (centre - centre.mean()).square()
+            total = total + _imbalance((centre * active).sum(), -(centre * inactive).sum(), tau)
+            total = total + _imbalance((spread * active).sum(), (spread * inactive).sum(), tau)
+        return total / (len(boxes) * tau)
+
+    return term
+
+
+def _imbalance(first: Tensor, second: Tensor, tau: float) -> Tensor:
+    """`relu(tau - min(q, 1/q))` for `q = first / second`, 0 where a side is empty."""
+    usable = (first > 0) & (second > 0)
+    one = torch.ones_like(first)
+    small = torch.where(usable, torch.minimum(first, second), one)
+    large = torch.where(usable, torch.maximum(first, second), one)
+    return torch.relu(tau - small / large)

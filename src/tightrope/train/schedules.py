@@ -1,0 +1,136 @@
+"""Numbers that change during a run.
+
+Time is the share of the run that is done, from 0 to 1, so that a longer or shorter run keeps the
+shape of its schedules: "epochs 3 to 20 of 100" is `begin = 3/100`, `finish = 20/100`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def parse_number(value: Any) -> Any:
+    """Turn `"8/255"` into a float; everything else passes through, to be judged by the validator."""
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"expected a number such as 0.3 or 8/255, got {value!r}") from None
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {value}")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(parse_number), Field(allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1)]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Ramp(_Options):
+    """From `start` to `end` between two moments of the run, constant before and after.
+
+    Args:
+        shape: "linear", or "smooth": a quartic start that joins a straight line after a quarter of
+            the way (methods.md, section 1.1; DeepMind, auto_LiRPA).
+        start: value at the beginning of the run.
+        end: value at the end.
+        begin: share of the run at which the value begins to move.
+        finish: share of the run at which it has arrived.
+    """
+
+    shape: Literal["linear", "smooth"] = "linear"
+    start: Real = 0.0
+    end: Real = 1.0
+    begin: Share = 0.03
+    finish: Share = 0.2
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.finish < self.begin:
+            raise ValueError(f"a ramp cannot finish ({self.finish}) before it begins ({self.begin})")
+        return self
+
+    def __call__(self, progress: float) -> float:
+        """The value when this share of the run is done."""
+        if progress >= self.finish:
+            return self.end
+        if progress <= self.begin:
+            return self.start
+        done = (progress - self.begin) / (self.finish - self.begin)
+        return self.start + (self.end - self.start) * (done if self.shape == "linear" else _smooth(done))
+
+    def between(self, start: float, end: float) -> Ramp:
+        """The same course between other values."""
+        return self.model_copy(update={"start": start, "end": end})
+
+
+class Steps(_Options):
+    """`start`, multiplied by `factor` at each of the moments `at`.
+
+    Args:
+        shape: "step".
+        start: value at the beginning of the run.
+        factor: what the value is multiplied by.
+        at: shares of the run, rising.
+    """
+
+    shape: Literal["step"] = "step"
+    start: Real
+    factor: Real = 0.1
+    at: tuple[Share, ...]
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if list(self.at) != sorted(set(self.at)):
+            raise ValueError(f"the moments of a step schedule must rise, got {list(self.at)}")
+        return self
+
+    def __call__(self, progress: float) -> float:
+        """The value when this share of the run is done."""
+        return self.start * float(self.factor ** sum(progress >= moment for moment in self.at))
+
+
+Schedule = Annotated[Ramp | Steps, Field(discriminator="shape")]
+Number = Real | Schedule
+
+
+def at(number: float | Ramp | Steps, progress: float) -> float:
+    """The value of a number or schedule when this share of the run is done."""
+    return number(progress) if isinstance(number, Ramp | Steps) else number
+
+
+def last(number: float | Ramp | Steps) -> float:
+    """The value at the end of the run."""
+    return at(number, 1.0)
+
+
+def follow(ramp: Ramp, start: float, end: float | Ramp | Steps) -> Ramp | Steps:
+    """`end` as it is if it is a schedule; otherwise on the ramp's course from `start` to `end`."""
+    return end if isinstance(end, Ramp | Steps) else ramp.between(start, end)
+
+
+def first_drop(number: float | Ramp | Steps) -> float:
+    """Share of the run at which a schedule first falls; 1 if it never does."""
+    if isinstance(number, Steps) and number.factor < 1:
+        return min(number.at, default=1.0)
+    return number.begin if isinstance(number, Ramp) and number.end < number.start else 1.0
+
+
+def _smooth(done: float, middle: float = 0.25, exponent: int = 4) -> float:
+    scale = 1 / (middle ** (exponent - 1) * ((1 - middle) * exponent + middle))
+    if done < middle:
+        return float(scale * done**exponent)
+    joint = scale * middle**exponent
+    return float(joint + (1 - joint) * (done - middle) / (1 - middle))
+
+
+def shares(epochs: int, moments: Sequence[float]) -> tuple[float, ...]:
+    """Moments given in epochs, as shares of a run of `epochs` epochs."""
+    return tuple(moment / epochs for moment in moments)

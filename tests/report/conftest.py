@@ -1,0 +1,85 @@
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def verdict(index: int, status: str, **changes: Any) -> dict[str, Any]:
+    """One line of a certify file."""
+    stage = {"misclassified": "clean", "falsified": "attack"}.get(status, "ibp")
+    margin = 2.0 if status == "robust" else -1.0
+    record = {"index": index, "label": 7, "predicted": 7, "status": status, "stage": stage, "margin": margin}
+    return record | {"seconds": 0.002, "witness": None} | changes
+
+
+def witness(values: np.ndarray) -> dict[str, Any]:
+    return {
+        "shape": list(values.shape),
+        "float64": base64.b64encode(values.astype("<f8").tobytes()).decode(),
+    }
+
+
+def header(**changes: Any) -> dict[str, Any]:
+    identity = {"weights": "0" * 64, "data": "1" * 64, "eps": 0.3, "norm": "inf", "verifier": "ibp"}
+    identity |= {"attack": {"name": "pgd", "steps": 40}} | changes
+    return {"format": "tightrope-certify/1", "identity": identity, "data": "digits", "environment": {}}
+
+
+def epoch(number: int, **changes: Any) -> dict[str, Any]:
+    record = {"epoch": number, "step": 10 * number, "seconds": 30.0 * number, "eps": 0.1, "lr": 0.001}
+    record |= {"losses": {"natural": 1 / number, "robust": 2.0}, "weights": {"natural": 1.0, "robust": 0.5}}
+    record |= {"held_out": {"examples": 100, "eps": 0.3, "clean": 0.97, "certified": 0.5}}
+    record |= {"layers": [{"name": "relu", "dead": 0.1, "active": 0.2, "unstable": 0.7, "width": 0.8}]}
+    return record | changes
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+TEN = [
+    *(verdict(index, "robust") for index in range(6)),
+    verdict(6, "undecided"),
+    verdict(7, "falsified"),
+    verdict(8, "falsified"),
+    verdict(9, "misclassified", predicted=3),
+]
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Make a run folder: of 10 examples 6 robust, 1 undecided, 2 falsified, 1 misclassified.
+
+    Plots are what takes time, so the metrics are there only where a test asks for them.
+    """
+
+    def make(
+        name: str = "a", verdicts: list[dict[str, Any]] | None = None, metrics: bool = False, **changes: Any
+    ) -> Path:
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "recipe.toml").write_text(
+            'data = "digits"\nmodel = "dm-small"\nmethod = "ibp"\nwith = ["reweight"]\n'
+            "eps = 0.4\ntest_eps = 0.3\nseed = 0\n"
+        )
+        (folder / "environment.json").write_text(
+            json.dumps(
+                {"commit": "abc1234", "machine": "the lab's machine", "date": "2026-11-20T12:00:00+00:00"}
+                | {"command": "tightrope train r.toml", "parameters": 340000, "tightrope": "0.1.0"}
+            )
+        )
+        if metrics:
+            write_lines(folder / "metrics.jsonl", [epoch(number) for number in (1, 2, 3)])
+        write_lines(
+            folder / "certify-ibp.jsonl", [header(**changes), *(TEN if verdicts is None else verdicts)]
+        )
+        return folder
+
+    return make

@@ -1,0 +1,386 @@
+import json
+import math
+import re
+import types
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+from tightrope.errors import DataError, InputError
+from tightrope.report import write_report
+from tightrope.report.page import clopper_pearson, eps_text
+
+from .conftest import TEN, epoch, header, verdict, witness, write_lines
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """A page taken apart: its text, its elements, and whether every element is closed in turn."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.source, self.open, self.elements, self.words = source, [], [], []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture
+def report(tmp_path):
+    def report(*runs):
+        write_report(runs, tmp_path / "out" / "report.html")
+        return Page((tmp_path / "out" / "report.html").read_text())
+
+    return report
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    """A data set of ten grey 4 x 4 images, all of class 7, in place of the real ones."""
+
+    class Test:
+        y = torch.full((10,), 7)
+        shape = (1, 4, 4)
+
+        def __len__(self):
+            return 10
+
+        def images(self, index):
+            return torch.full((len(index), *self.shape), 0.5)
+
+    test = Test()
+    data = types.SimpleNamespace(test=test, class_names=tuple("0123456789"))
+    monkeypatch.setattr("tightrope.data.load", lambda name, root=None, download=True: data)
+    return test
+
+
+def test_the_header_says_what_was_trained_and_how(report, make_run):
+    text = report(make_run(metrics=True)).text
+    for words in ("digits", "dm-small", "ibp + reweight", "Training eps 0.4", "Test eps 0.3", "Seed 0"):
+        assert words in text
+    for words in (
+        "abc1234",
+        "the lab's machine",
+        "2026-11-20 12:00 UTC",
+        "tightrope train r.toml",
+        "340,000",
+    ):
+        assert words in text
+    assert "Training time 90 s" in text
+
+
+def test_the_headline_gives_shares_counts_and_intervals(report, make_run):
+    text = report(make_run()).text
+    assert "Clean accuracy 90.0 % 9 of 10 95 % interval 55.5 to 99.7 %" in text
+    assert "Attacked accuracy 70.0 % 7 of 10" in text
+    assert "Certified accuracy 60.0 % 6 of 10 95 % interval 26.2 to 87.8 %" in text
+    assert "Verifier ibp, eps 0.3 (l∞), 10 test examples of digits; attack: pgd, steps 40" in text
+    assert "lies between 60.0 % and 70.0 %: for 1 example neither" in text
+
+
+def test_without_an_attack_the_page_says_so(report, make_run):
+    assert "Attacked accuracy n/a no attack was run" in report(make_run(attack=None)).text
+
+
+def test_a_single_example_of_many_is_not_rounded_away(report, make_run):
+    verdicts = [verdict(index, "robust") for index in range(1999)] + [verdict(1999, "undecided")]
+    assert "Certified accuracy 99.95 % 1,999 of 2,000" in report(make_run(verdicts=verdicts)).text
+
+
+def test_the_verdict_table_counts_and_times_each_stage(report, make_run):
+    verdicts = [
+        verdict(0, "robust", seconds=0.001),
+        verdict(1, "robust", seconds=0.003),
+        verdict(2, "robust", stage="milp", seconds=300),
+        verdict(3, "misclassified", seconds=0.0),
+    ]
+    text = report(make_run(verdicts=verdicts)).text
+    assert "robust ibp 2 50.0 % 4 ms 2 ms" in text
+    assert "robust milp 1 25.0 % 5 min 00 s 5 min 00 s" in text
+    assert "misclassified clean 1 25.0 % 0 ms 0 ms" in text
+    assert "all 4 100.0 % 5 min 00 s 2 ms" in text
+
+
+def test_the_page_is_self_contained_and_accessible(report, make_run, digits):
+    values = np.full((1, 4, 4), 0.6)
+    page = report(
+        make_run(verdicts=[verdict(0, "falsified", witness=witness(values)), *TEN[1:]], metrics=True),
+        make_run("b", metrics=True),
+    )
+    assert "http" not in page.source
+    for _, attributes in page.elements:
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,"))
+    assert not page.all("script")
+    assert not page.all("link")
+    assert "@import" not in page.source
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    assert all("scope" in cell for cell in page.all("th"))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = re.findall(r'(?:url\(|href=")#([^)"]+)', page.source)
+    assert set(targets) <= set(ids)
+
+
+def test_the_same_folders_give_the_same_bytes(tmp_path, make_run):
+    folder = make_run(metrics=True)
+    write_report([folder], tmp_path / "1.html")
+    write_report([folder], tmp_path / "2.html")
+    assert (tmp_path / "1.html").read_bytes() == (tmp_path / "2.html").read_bytes()
+
+
+def test_there_is_a_plot_for_everything_the_metrics_hold(report, make_run):
+    page = report(make_run(metrics=True))
+    titles = {"Margins", "Held-out accuracy", "Losses", "Schedules", "Layers"}
+    assert titles <= set(page.words)
+    assert len(page.all("svg")) == len(titles)
+    assert "After epoch 3: clean 97.0 %, certified 50.0 % at eps 0.3, on 100 examples." in page.text
+
+
+def test_what_has_no_data_is_left_out(report, make_run):
+    folder = make_run(verdicts=[verdict(0, "robust", margin=None)])
+    write_lines(folder / "metrics.jsonl", [{"epoch": 1, "losses": {"natural": 0.5}}])
+    page = report(folder)
+    assert len(page.all("svg")) == 1
+    assert "Losses" in page.words
+    assert not {"Margins", "Held-out accuracy", "Schedules", "Layers"} & set(page.words)
+
+
+def test_values_that_are_not_finite_do_not_stop_the_plots(report, make_run):
+    folder = make_run(
+        verdicts=[verdict(0, "robust", margin=math.inf), verdict(1, "undecided", margin=-math.inf)]
+    )
+    write_lines(
+        folder / "metrics.jsonl", [epoch(1), epoch(2, losses={"natural": math.nan, "robust": math.inf})]
+    )
+    assert "Losses" in report(folder).words
+
+
+def test_equal_margins_of_zero_still_make_a_histogram(report, make_run):
+    assert "Margins" in report(make_run(verdicts=[verdict(0, "undecided", margin=0.0)])).words
+
+
+def test_examples_beyond_the_histogram_are_counted(report, make_run):
+    verdicts = [verdict(index, "robust") for index in range(300)] + [verdict(300, "undecided", margin=-1e6)]
+    assert "1 example beyond the ends" in report(make_run(verdicts=verdicts)).text
+
+
+def test_each_missing_piece_is_said_in_a_sentence(report, make_run):
+    folder = make_run()
+    for name in ("recipe.toml", "environment.json"):
+        (folder / name).unlink()
+    text = report(folder).text
+    for name in ("recipe.toml is missing", "environment.json is missing", "metrics.jsonl is missing"):
+        assert name in text
+    assert "Data digits Test eps 0.3" in text  # from the certify file
+
+
+def test_a_run_that_is_not_certified_yet_says_how_to(report, make_run):
+    folder = make_run()
+    (folder / "certify-ibp.jsonl").unlink()
+    assert "run `tightrope certify`" in report(folder).text
+
+
+def test_a_certify_file_without_verdicts_is_left_out(report, make_run):
+    page = report(make_run(verdicts=[]))
+    assert "certify-ibp.jsonl holds no verdict yet" in page.text
+    assert "Certified accuracy" not in page.words
+
+
+def test_a_results_folder_shows_its_recorded_figures(report, tmp_path):
+    folder = tmp_path / "mnist-dm-small-ibp-0.3"
+    folder.mkdir()
+    result = {"paper": {"source": "a paper", "certified": 0.9}, "ours": {"seeds": [0, 1]}, "commit": "f" * 40}
+    (folder / "result.json").write_text(json.dumps(result))
+    text = report(folder).text
+    assert "paper · source a paper" in text
+    assert "ours · seeds 0, 1" in text
+    assert "Commit ffffffffffff " in text
+
+
+def test_several_runs_are_compared_first(report, make_run):
+    page = report(
+        make_run("first", metrics=True), make_run("second", metrics=True, attack=None, verifier="crown")
+    )
+    text = page.text
+    comparison = text[: text.index("Held-out accuracy")]
+    assert "first digits · dm-small · ibp + reweight · trained at eps 0.4" in comparison
+    assert "verifier crown, eps 0.3 (l∞), 10 test examples of digits 90.0 % 9 of 10 n/a" in comparison
+    assert "The rows differ" not in text
+    labels = [svg["aria-label"] for svg in page.all("svg")]
+    assert "Held-out accuracies by epoch of 2 runs: first, second." in labels
+
+
+def test_a_comparison_of_unlike_rows_warns(report, make_run):
+    text = report(make_run("a"), make_run("b", eps=0.1, verdicts=TEN[:5])).text
+    assert "The rows differ in eps and examples: compare only rows that agree." in text
+
+
+def test_a_comparison_keeps_a_run_without_certificates(report, make_run):
+    folder = make_run("b")
+    (folder / "certify-ibp.jsonl").unlink()
+    assert "not certified yet" in report(make_run("a"), folder).text
+
+
+def test_folders_of_the_same_name_are_told_apart(report, make_run, tmp_path):
+    text = report(make_run("x/run"), make_run("y/run")).text
+    assert str(tmp_path / "runs" / "x" / "run") in text
+
+
+def test_what_stands_in_the_files_cannot_become_markup(report, make_run):
+    folder = make_run(verifier="<script>alert(1)</script>")
+    write_lines(folder / "metrics.jsonl", [epoch(1, losses={"<script>": 1.0, r"$\frac$": 2.0})])
+    page = report(folder)
+    assert not page.all("script")
+    assert "verifier <script>alert(1)</script>" in page.text
+
+
+class TestExamples:
+    """Pictures of successful attacks."""
+
+    @staticmethod
+    def falsified(count, change=0.3, shape=(1, 4, 4), **changes):
+        values = witness(np.full(shape, 0.5 + change))
+        return [verdict(index, "falsified", witness=values, **changes) for index in range(count)]
+
+    def test_at_most_eight_are_drawn_in_three_pictures_each(self, report, make_run, digits):
+        page = report(make_run(verdicts=self.falsified(10, predicted=3)))
+        assert len(page.all("img")) == 24
+        assert "8 of 10 inputs" in page.text
+        assert "True 7; predicted 3 after the change" in page.text
+        assert "1.67" in page.text
+        assert "largest change of a pixel 0.3" in page.text
+
+    def test_the_same_example_in_two_files_is_drawn_once(self, report, make_run, digits):
+        folder = make_run(verdicts=self.falsified(2))
+        write_lines(folder / "certify-crown.jsonl", [header(verifier="crown"), *self.falsified(2)])
+        assert len(report(folder).all("img")) == 6
+
+    def test_a_prediction_that_the_file_does_not_give_is_not_made_up(self, report, make_run, digits):
+        assert "True 7; predicted as another class" in report(make_run(verdicts=self.falsified(1))).text
+
+    def test_colour_images_are_drawn(self, report, make_run, digits):
+        digits.shape = (3, 4, 4)
+        page = report(make_run(verdicts=self.falsified(1, shape=(3, 4, 4))))
+        assert len(page.all("img")) == 3
+        assert "mid-grey is no change" in page.text
+
+    @pytest.mark.parametrize(
+        ("verdicts", "why"),
+        [
+            ([verdict(10, "falsified", witness=witness(np.zeros((1, 4, 4))))], "it has no test example 10"),
+            ([verdict(0, "falsified", label=1, witness=witness(np.zeros((1, 4, 4))))], "has another label"),
+            (
+                [verdict(0, "falsified", witness=witness(np.zeros(3)))],
+                "has shape (1, 4, 4), its witness (3,)",
+            ),
+            ([verdict(0, "falsified", witness=witness(np.zeros((1, 4, 4))))], "0.5 away, more than eps"),
+        ],
+    )
+    def test_another_data_set_than_the_certified_one_is_not_drawn(
+        self, report, make_run, digits, verdicts, why
+    ):
+        page = report(make_run(verdicts=verdicts))
+        assert "Inputs with a counterexample: 1. The data set “digits” at hand is not the one" in page.text
+        assert why in page.text
+        assert not page.all("img")
+
+    def test_the_distance_is_measured_in_the_norm_of_the_file(self, report, make_run, digits):
+        page = report(make_run(verdicts=self.falsified(1, change=0.1), norm="2", eps=0.3))
+        assert "0.4 away, more than eps" in page.text
+
+    def test_inputs_that_are_not_images_are_not_drawn(self, report, make_run, digits):
+        digits.shape = (2,)
+        page = report(make_run(verdicts=self.falsified(1, shape=(2,))))
+        assert "Inputs of shape (2,) are not images" in page.text
+
+    def test_data_that_is_not_at_hand_is_said_and_not_downloaded(self, report, make_run, monkeypatch):
+        def load(name, root, download):
+            assert not download
+            raise DataError("mnist is missing")
+
+        monkeypatch.setattr("tightrope.data.load", load)
+        text = report(make_run(verdicts=self.falsified(1))).text
+        assert "The data set “digits” is not at hand, so they are not drawn (mnist is missing)." in text
+
+    def test_a_broken_witness_is_an_error_that_names_the_file(self, report, make_run, digits):
+        broken = {"shape": [1, 4, 4], "float64": "AAAA"}
+        with pytest.raises(InputError, match=r"certify-ibp\.jsonl, example 0: the witness"):
+            report(make_run(verdicts=[verdict(0, "falsified", witness=broken)]))
+
+
+class TestErrors:
+    """Folders and files that cannot be used."""
+
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(InputError, match="no run folder was given"):
+            write_report([], tmp_path / "report.html")
+
+    def test_a_folder_that_does_not_exist(self, tmp_path):
+        with pytest.raises(InputError, match=r"no run folder at .*missing"):
+            write_report([tmp_path / "missing"], tmp_path / "report.html")
+
+    def test_a_folder_that_is_no_run(self, tmp_path):
+        with pytest.raises(InputError, match="is not a run folder"):
+            write_report([tmp_path], tmp_path / "report.html")
+
+    def test_a_folder_given_twice(self, make_run, tmp_path):
+        folder = make_run()
+        with pytest.raises(InputError, match="given twice"):
+            write_report([folder, folder], tmp_path / "report.html")
+
+    @pytest.mark.parametrize(
+        "name", ["recipe.toml", "environment.json", "metrics.jsonl", "certify-ibp.jsonl"]
+    )
+    def test_a_broken_file_is_named_and_the_old_report_stays(self, make_run, tmp_path, name):
+        folder, out = make_run(), tmp_path / "report.html"
+        out.write_text("old")
+        (folder / name).write_text("{broken\n")
+        with pytest.raises(InputError, match=re.escape(name)):
+            write_report([folder], out)
+        assert out.read_text() == "old"
+
+    def test_a_report_that_cannot_be_written(self, make_run, tmp_path):
+        with pytest.raises(InputError, match="cannot write the report"):
+            write_report([make_run()], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("eps", "text"), [(0.3, "0.3"), (8 / 255, "8/255"), (2 / 255, "2/255"), (0, "0"), (0.12345678, "0.1235")]
+)
+def test_eps_is_written_as_people_write_it(eps, text):
+    assert eps_text(eps) == text
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "interval"),
+    [(0, 10, (0.0, 0.30850)), (10, 10, (0.69150, 1.0)), (5, 10, (0.18709, 0.81291))],
+)
+def test_the_interval_is_clopper_and_pearsons(successes, trials, interval):
+    assert clopper_pearson(successes, trials) == pytest.approx(interval, abs=1e-5)
