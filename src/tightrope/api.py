@@ -94,14 +94,13 @@ def margins(
 def _check_inputs(x: Tensor, region: Region) -> None:
     if not bool(torch.isfinite(x).all()):
         raise InputError("the inputs hold NaN or Inf")
-    if (
-        region.domain is not None
-        and len(x)
-        and not region.domain[0] <= float(x.min()) <= float(x.max()) <= region.domain[1]
-    ):
+    if region.domain is None or not len(x):
+        return
+    low, high = region.domain
+    if not low <= float(x.min()) <= float(x.max()) <= high:
         raise InputError(
-            f"inputs must lie in {list(region.domain)}, got {float(x.min()):.4g} to {float(x.max()):.4g}; scale "
-            "them, and normalise inside the network (or give the region another domain)"
+            f"inputs must lie in [{low:g}, {high:g}], got {float(x.min()):.4g} to {float(x.max()):.4g}; "
+            "scale them, and normalise inside the network (or give the region another domain)"
         )
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -16,7 +14,7 @@ from tightrope.data import as_source, load
 from tightrope.errors import InputError, TightropeError
 from tightrope.models import build
 from tightrope.recipes import override, parse_recipe, read_recipe
-from tightrope.train import METHODS, Interrupted
+from tightrope.train import Interrupted
 from tightrope.train.checkpoint import derive_seed
 
 

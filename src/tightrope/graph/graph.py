@@ -122,7 +122,7 @@ class Graph:
         """Raise an InputError unless `x` is a batch of what the network was traced for."""
         if x.shape[1:] != self.input_shape or not x.is_floating_point():
             raise InputError(
-                f"the network takes floating-point inputs of shape (batch, {', '.join(map(str, self.input_shape))}), "
+                f"the network takes floating-point inputs of shape (batch, *{tuple(self.input_shape)}), "
                 f"got {tuple(x.shape)} of {x.dtype}"
             )
 

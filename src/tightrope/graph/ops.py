@@ -80,8 +80,8 @@ class Affine(Operator):
         """
         batch, count = rows.shape[:2]
         zeros = [rows.new_zeros(batch * count, *shape) for shape in shapes]
-        bias, pull = torch.func.vjp(self.apply, *zeros)
-        pulled = pull(rows.flatten(0, 1))
+        bias, pull = torch.func.vjp(self.apply, *zeros)[:2]
+        pulled: tuple[Tensor, ...] = pull(rows.flatten(0, 1))
         offset = (rows.flatten(0, 1) * bias).flatten(1).sum(1).view(batch, count)
         return tuple(part.unflatten(0, (batch, count)) for part in pulled), offset
 
@@ -314,7 +314,7 @@ class Scale(Affine):
         return inputs[0] / factor if self.divide else inputs[0] * factor
 
     def absolute(self, *radii: Tensor) -> Tensor:
-        factor = abs(_value(self.factor))
+        factor: Tensor | float = abs(_value(self.factor))
         return radii[0] / factor if self.divide else radii[0] * factor
 
 

@@ -83,5 +83,6 @@ class Batch:
     def attacked(self, attack: Pgd) -> Float[Tensor, "batch *shape"]:
         """The inputs after an attack on the network at its running statistics."""
         if attack not in self._attacked:
-            self._attacked[attack] = attack(self.graph.frozen(), self.x, self.y, self.region, self._generator)
+            network = self.graph.frozen()
+            self._attacked[attack] = attack(network, self.x, self.y, self.region, self._generator)
         return self._attacked[attack]

@@ -209,7 +209,8 @@ def _save_if_finite(graph: Graph, save: Callable[[], None], done: Progressed) ->
 def _order(index: Tensor, batch: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
     """The batches of one epoch: a function of the seed and the epoch alone."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
-    return index[torch.randperm(len(index), generator=generator)].split(batch)
+    shuffled = index[torch.randperm(len(index), generator=generator)]
+    return torch.split(shuffled, batch)
 
 
 def _optimiser(graph: Graph, training: Training) -> torch.optim.Optimizer:
@@ -248,8 +249,8 @@ def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
     losses = ", ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
     held_out = record["held_out"]
     return (
-        f"epoch {record['epoch']}/{epochs}: {losses}; eps {record['eps']:.4g}, lr {record['lr']:.2g}; held out: "
-        f"clean {held_out['clean']:.2%}, certified {held_out['certified']:.2%} at eps {held_out['eps']:.4g}"
+        f"epoch {record['epoch']}/{epochs}: {losses}; eps {record['eps']:.4g}, lr {record['lr']:.2g}; "
+        f"held out: clean {held_out['clean']:.2%}, certified {held_out['certified']:.2%} at eps {held_out['eps']:.4g}"
     )
 
 
@@ -293,7 +294,7 @@ def _stop_requested() -> Iterator[threading.Event]:
 
     def handle(number: int, _frame: object) -> None:
         stop.set()
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, handle)

@@ -14,7 +14,8 @@ from typing import Any, ParamSpec
 
 from pydantic import BaseModel
 
-from tightrope.attacks import Pgd, fgsm as one_step
+from tightrope.attacks import Pgd
+from tightrope.attacks import fgsm as one_step
 from tightrope.bounds import Interval
 from tightrope.errors import InputError
 from tightrope.graph import Graph

@@ -21,7 +21,7 @@ def shi_tightness(engine: Engine, tau: float = 0.5) -> Term:
         boxes = batch.bounds(engine).boxes
         lower, upper = batch.floored.corners(batch.x)
         reference = ((upper - lower) / 2).mean()
-        widths = torch.stack([((u - l) / 2).mean() for l, u in boxes.values()])
+        widths = torch.stack([((upper - lower) / 2).mean() for lower, upper in boxes.values()])
         return torch.relu(tau - reference / widths.clamp(min=1e-12)).mean() / tau
 
     return term
@@ -39,9 +39,9 @@ def shi_relu(engine: Engine, tau: float = 0.5) -> Term:
     def term(batch: Batch) -> Float[Tensor, ""]:
         boxes = batch.bounds(engine).boxes
         total = batch.x.new_zeros(())
-        for l, u in boxes.values():
-            centre = (l + u) / 2
-            active, inactive = (l > 0).to(centre), (u < 0).to(centre)
+        for lower, upper in boxes.values():
+            centre = (lower + upper) / 2
+            active, inactive = (lower > 0).to(centre), (upper < 0).to(centre)
             spread = (centre - centre.mean()).square()
             total = total + _imbalance((centre * active).sum(), -(centre * inactive).sum(), tau)
             total = total + _imbalance((spread * active).sum(), (spread * inactive).sum(), tau)
