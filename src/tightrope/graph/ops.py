@@ -314,8 +314,9 @@ class Scale(Affine):
         return inputs[0] / factor if self.divide else inputs[0] * factor
 
     def absolute(self, *radii: Tensor) -> Tensor:
-        factor: Tensor | float = abs(_value(self.factor))
-        return radii[0] / factor if self.divide else radii[0] * factor
+        factor = _value(self.factor)
+        size = factor.abs() if isinstance(factor, Tensor) else abs(factor)
+        return radii[0] / size if self.divide else radii[0] * size
 
 
 @dataclass(frozen=True)

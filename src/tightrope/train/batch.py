@@ -70,7 +70,7 @@ class Batch:
 
     @cached_property
     def floored(self) -> Region:
-        """The region, or a very small one while the region is a point: a box needs a width to compare with."""
+        """The region, or a very small one while it is a point: a regulariser compares widths."""
         return self.region.with_eps(SMALLEST_EPS) if self.still else self.region
 
     def bounds(self, engine: Engine) -> Bounds:

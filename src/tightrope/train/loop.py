@@ -247,10 +247,10 @@ def _epoch_record(
 
 def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
     losses = ", ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
-    held_out = record["held_out"]
+    held = record["held_out"]
     return (
         f"epoch {record['epoch']}/{epochs}: {losses}; eps {record['eps']:.4g}, lr {record['lr']:.2g}; "
-        f"held out: clean {held_out['clean']:.2%}, certified {held_out['certified']:.2%} at eps {held_out['eps']:.4g}"
+        f"held out: clean {held['clean']:.2%}, certified {held['certified']:.2%} at eps {held['eps']:.4g}"
     )
 
 

@@ -1,0 +1,14 @@
+"""Shapes in signatures are checked while testing; hypothesis runs the same examples everywhere."""
+
+from __future__ import annotations
+
+import hypothesis
+import torch
+from jaxtyping import install_import_hook
+
+SHAPED = ("region", "spec", "graph", "bounds", "attacks", "train", "verify", "data")
+install_import_hook([f"tightrope.{part}" for part in SHAPED], "beartype.beartype")
+
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("default")
+torch.set_num_threads(1)
