@@ -6,7 +6,7 @@ import hypothesis
 import torch
 from jaxtyping import install_import_hook
 
-SHAPED = ("region", "spec", "graph", "bounds", "attacks", "train", "verify", "data")
+SHAPED = ("region", "spec", "graph", "bounds", "attacks", "train", "verify")
 install_import_hook([f"tightrope.{part}" for part in SHAPED], "beartype.beartype")
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -47,7 +47,7 @@ class Region(ABC):
                 "it is in pixel units, for example 0.3 or 8/255"
             )
 
-    def with_eps(self, eps: float | Float[Tensor, "batch"]) -> Self:
+    def with_eps(self, eps: float | Float[Tensor, "batch"]) -> Region:
         """The same kind of region with another radius."""
         return replace(self, eps=eps)
 

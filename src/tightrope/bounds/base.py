@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -32,6 +32,7 @@ class Bounds:
     boxes: dict[int, tuple[Tensor, Tensor]]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Bounds a specification of a network over a region around each input."""
 

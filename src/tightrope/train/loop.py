@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from filelock import FileLock, Timeout
@@ -34,6 +34,7 @@ from tightrope.train.step import train_step
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
+@runtime_checkable
 class Examples(Protocol):
     """Training data: hands out batches of the examples that it is asked for."""
 

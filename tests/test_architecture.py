@@ -1,0 +1,48 @@
+"""Imports run one way, so that each part can be read, tested and deleted without the ones above it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "tightrope"
+
+# Who stands on whom: a part may import itself and every part of an earlier row.
+ROWS = [
+    ("errors", "files", "progress", "provenance"),
+    ("region", "spec"),
+    ("graph",),
+    ("bounds",),
+    ("attacks",),
+    ("train", "verify"),
+    ("data", "models", "recipes"),
+    ("api",),
+    ("report",),
+    ("cli",),
+]
+RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
+SAME_ROW_ALLOWED = {("files", "errors"), ("spec", "region")}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tightrope."):
+            yield str(node.module).split(".")[1]
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_run_one_way(path):
+    part = part_of(path)
+    if part == "__init__":
+        return
+    assert part in RANK, f"{part} has no place in the order of the house: add it to ROWS"
+    for other in imported_parts(path):
+        lower = RANK[other] < RANK[part]
+        assert lower or other == part or (part, other) in SAME_ROW_ALLOWED, f"{part} imports {other}"
