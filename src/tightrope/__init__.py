@@ -1,1 +1,27 @@
-"""tightrope: train neural networks that are provably robust, and prove it, input by input."""
+"""tightrope: train neural networks that are provably robust, and prove it, input by input.
+
+import tightrope as tr
+
+run = tr.fit(model, train_set, tr.methods.ibp(eps=0.3), epochs=100, out="runs/a")
+result = tr.certify(model, test_set, tr.Box(eps=0.3))
+"""
+
+from tightrope import engines, methods
+from tightrope.api import Run, bounds, certify, fit, margins
+from tightrope.region import Box, L1Ball, L2Ball
+from tightrope.train import Ramp, Steps
+
+__all__ = [
+    "Box",
+    "L1Ball",
+    "L2Ball",
+    "Ramp",
+    "Run",
+    "Steps",
+    "bounds",
+    "certify",
+    "engines",
+    "fit",
+    "margins",
+    "methods",
+]

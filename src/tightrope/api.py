@@ -1,8 +1,10 @@
-"""What Python users call: `fit`, `bounds`, `margins`."""
+"""What Python users call: `fit`, `certify`, `bounds`, `margins`."""
 
 from __future__ import annotations
 
+import copy
 import json
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds, Engine, Interval
 from tightrope.data import Augment, Source, as_source, hold_out
 from tightrope.errors import InputError
@@ -20,12 +23,17 @@ from tightrope.files import to_json, write_atomically
 from tightrope.graph import Graph, trace
 from tightrope.provenance import environment
 from tightrope.recipes import Recipe
-from tightrope.region import Region
+from tightrope.region import Box, Region
 from tightrope.spec import Spec
-from tightrope.train import Method, Training, train
-from tightrope.train.evaluate import HeldOut
+from tightrope.targets import MODEL_FORMAT
+from tightrope.train import Method, Ramp, Training, train
+from tightrope.train.batch import Batch
+from tightrope.train.evaluate import HeldOut, evaluate
 from tightrope.train.loop import model_identity
-from tightrope.train.schedules import last
+from tightrope.train.schedules import at, last
+from tightrope.train.step import train_step
+from tightrope.verify import CERTIFICATION_ATTACK, Certification
+from tightrope.verify import certify as judge
 
 
 @dataclass(frozen=True)
@@ -205,11 +213,96 @@ def prepare(recipe: Recipe, model: nn.Module, source: Source) -> tuple[Graph, Te
     index, aside = hold_out(source.labels(), recipe.held_out, recipe.seed)
     chunks = list(source.batches(aside.split(1000)))
     held_out = HeldOut(torch.cat([x for x, _, _ in chunks]), torch.cat([y for _, y, _ in chunks]))
-    graph = trace(model.to(held_out.x.device), source.shape)
+    return _trace_for(source, model, held_out.x.device), index, held_out
+
+
+def _trace_for(source: Source, model: nn.Module, device: torch.device) -> Graph:
+    graph = trace(model.to(device), source.shape)
     highest = int(source.labels().max())
     if highest >= graph.classes:
         raise InputError(f"the network has {graph.classes} outputs, but the data has the label {highest}")
-    return graph, index, held_out
+    return graph
+
+
+def certify(
+    model: nn.Module,
+    test_set: Any,
+    region: Region,
+    *,
+    verifier: str = "cascade",
+    attack: Pgd | None = CERTIFICATION_ATTACK,
+    first: int | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    seed: int = 0,
+    name: str | None = None,
+) -> Certification:
+    """Judge every example of a data set: robust, falsified, undecided, or misclassified.
+
+    Args:
+        model: any network that `trace` takes; a float64 copy in evaluation mode is judged.
+        test_set: a `Split`, a `TensorDataset`, or any map-style dataset of images in [0, 1] and labels.
+        region: where each input may move, for example `Box(eps=0.3)`.
+        verifier: a name in `tightrope.verify.VERIFIERS`.
+        attack: what to look for witnesses with; None looks for none.
+        first: judge only the first so many examples.
+        out: file to append verdicts to (JSON lines).
+        resume: go on from that file.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", ...
+        seed: of the attack's random starts.
+        name: what the data set is called, for whoever reads the file.
+
+    Returns:
+        The verdicts, to iterate over, with a `summary()`.
+
+    Raises:
+        InputError: if something given cannot be used.
+        SoundnessViolation: if an example is both certified and attacked.
+    """
+    where = find_device(device)
+    source = as_source(test_set, where)
+    return judge(
+        _trace_for(source, model, where),
+        source,
+        region,
+        verifier=verifier,
+        attack=attack,
+        first=first,
+        out=None if out is None else Path(out),
+        resume=resume,
+        seed=seed,
+        about={"data": name, "environment": environment(where, seed)},
+    )
+
+
+def predict_seconds(
+    recipe: Recipe, method: Method, graph: Graph, index: Tensor, held_out: HeldOut, rounds: int = 3
+) -> float:
+    """How long a run will take here, from a few steps of each part of its schedule on a copy."""
+    copied = trace(copy.deepcopy(graph.module), graph.input_shape)
+    copied.module.train()
+    count = min(recipe.training.batch, len(held_out.y))
+    x, y = held_out.x[:count], held_out.y[:count]
+    optimiser = torch.optim.Adam(copied.module.parameters(), 1e-9)
+    begin = method.eps.begin if isinstance(method.eps, Ramp) else 0.0
+    finish = method.eps.finish if isinstance(method.eps, Ramp) else 0.0
+    seconds = 0.0
+    for start, stop in ((0.0, begin), (begin, finish), (finish, 1.0)):
+        if stop <= start:
+            continue
+        progress, times = (start + stop) / 2, []
+        for _ in range(rounds + 1):
+            began = time.perf_counter()
+            region = Box(at(method.eps, progress))
+            train_step(
+                method, Batch(copied, x, y, region, progress, torch.Generator(x.device)), optimiser, None
+            )
+            times.append(time.perf_counter() - began)
+        seconds += (stop - start) * min(times[1:]) / count
+    began = time.perf_counter()
+    evaluate(copied, held_out, recipe.test_eps or 0.0)
+    return recipe.training.epochs * (len(index) * seconds + time.perf_counter() - began)
 
 
 def find_device(name: str) -> torch.device:
@@ -241,7 +334,7 @@ def _warn_of_radii(recipe: Recipe, method: Method) -> None:
 def _describe(recipe: Recipe, graph: Graph) -> dict[str, Any]:
     normalise = recipe.normalise.model_dump() if recipe.normalise else {"mean": None, "std": None}
     return {
-        "format": "tightrope-model/1",
+        "format": MODEL_FORMAT,
         "name": recipe.model,
         "input_shape": list(graph.input_shape),
         "classes": graph.classes,

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,10 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         raise
 
 
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line, and see it onto the disk."""
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Append JSON objects, one a line, and see them onto the disk."""
     with path.open("a") as file:
-        file.write(to_json(record) + "\n")
+        file.writelines(to_json(record) + "\n" for record in records)
         file.flush()
         os.fsync(file.fileno())
 

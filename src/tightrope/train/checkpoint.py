@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tightrope.errors import IdentityError, InputError
+from tightrope.errors import InputError
 from tightrope.files import load_tensors, save_tensors
+from tightrope.identity import check_identity
 
 FORMAT = "tightrope-checkpoint/1"
 
@@ -99,21 +100,3 @@ def load_checkpoint(
     )
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     return Progressed(**header["progress"])
-
-
-def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
-    """Refuse to go on from something that was made differently.
-
-    Raises:
-        IdentityError: naming each difference.
-    """
-    differences = [
-        f"  {key}: {found.get(key)!r} there, {wanted.get(key)!r} now"
-        for key in sorted({*found, *wanted})
-        if found.get(key) != wanted.get(key)
-    ]
-    if differences:
-        raise IdentityError(
-            f"{where} was made with other settings:\n" + "\n".join(differences) + "\n"
-            "Resume with the same settings, or start afresh in another place."
-        )

@@ -8,11 +8,11 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from tightrope.errors import DivergedError, InputError
-from tightrope.files import append_line, save_tensors, write_atomically
+from tightrope.examples import Examples
+from tightrope.files import append_lines, save_tensors, write_atomically
 from tightrope.graph import Graph
 from tightrope.progress import Progress
 from tightrope.region import Box
@@ -32,15 +33,6 @@ from tightrope.train.schedules import Number, Ramp, Real, Steps, at, first_drop
 from tightrope.train.step import train_step
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-
-
-@runtime_checkable
-class Examples(Protocol):
-    """Training data: hands out batches of the examples that it is asked for."""
-
-    def batches(self, order: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each tensor of indices: inputs in [0, 1], labels, and the indices again."""
-        ...
 
 
 class Training(BaseModel):
@@ -67,7 +59,7 @@ class Training(BaseModel):
     checkpoint_seconds: Real = Field(default=30.0, gt=0)
 
     @model_validator(mode="after")
-    def _learns(self) -> Self:
+    def _learns(self) -> Training:
         if not at(self.lr, 0.0) > 0:
             raise ValueError(f"the learning rate must be positive, got {at(self.lr, 0.0)}")
         return self
@@ -164,7 +156,7 @@ def train(
                     progress.advance()
                     if done.step % per_epoch == 0:
                         record = _epoch_record(graph, held_out, test_eps, done, now)
-                        append_line(metrics, record)
+                        append_lines(metrics, [record])
                         progress.note(_epoch_line(record, training.epochs))
                         done.sums = {}
                     if stop.is_set():

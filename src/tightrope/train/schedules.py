@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -52,7 +52,7 @@ class Ramp(_Options):
     finish: Share = 0.2
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _ordered(self) -> Ramp:
         if self.finish < self.begin:
             raise ValueError(f"a ramp cannot finish ({self.finish}) before it begins ({self.begin})")
         return self
@@ -87,7 +87,7 @@ class Steps(_Options):
     at: tuple[Share, ...]
 
     @model_validator(mode="after")
-    def _rising(self) -> Self:
+    def _rising(self) -> Steps:
         if list(self.at) != sorted(set(self.at)):
             raise ValueError(f"the moments of a step schedule must rise, got {list(self.at)}")
         return self

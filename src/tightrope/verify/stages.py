@@ -1,0 +1,118 @@
+"""The stages of a certification: each tries to prove examples that are still open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tightrope.attacks import Pgd
+from tightrope.bounds import Engine, Interval
+from tightrope.errors import InputError, TightropeError
+from tightrope.graph import Graph
+from tightrope.region import Region
+from tightrope.spec import Spec, smallest_margin
+
+# A bound in float64 must exceed this before it proves anything (docs/soundness.md).
+SLACK_ABSOLUTE = 1e-6
+SLACK_RELATIVE = 1e-9
+
+
+@dataclass(frozen=True)
+class BoundStage:
+    """Proves an example robust if the lower bounds of all its margins are positive.
+
+    Args:
+        name: how verdicts call it.
+        engine: a sound engine.
+        cheap: whether it is cheap enough to run on falsified examples too, where a proof would
+            uncover a bug.
+    """
+
+    name: str
+    engine: Engine
+    cheap: bool = False
+
+    @torch.no_grad()
+    def __call__(
+        self, graph: Graph, x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"], region: Region
+    ) -> tuple[Bool[Tensor, "batch"], Float[Tensor, "batch"]]:
+        """Which examples are proved, and the smallest lower bound of each example's margins.
+
+        Raises:
+            TightropeError: if the engine only estimates.
+        """
+        bounds = self.engine(graph, x, region, Spec.margins(y, graph.classes, x))
+        if bounds.guarantee != "sound":
+            raise TightropeError(f"{self.name} yields estimates, which prove nothing; use a sound verifier")
+        margin = smallest_margin(bounds.lower, y)
+        size = torch.maximum(bounds.lower.abs(), bounds.upper.abs()).amax(1)
+        return margin > SLACK_ABSOLUTE + SLACK_RELATIVE * size, margin
+
+
+IBP = BoundStage("ibp", Interval(), cheap=True)
+
+VERIFIERS: dict[str, tuple[BoundStage, ...]] = {
+    "none": (),
+    "ibp": (IBP,),
+    "cascade": (IBP,),
+}
+
+
+def find_verifier(name: str) -> tuple[BoundStage, ...]:
+    """The stages of a verifier by name.
+
+    Raises:
+        InputError: if there is no such verifier.
+    """
+    if name not in VERIFIERS:
+        raise InputError(f"there is no verifier {name!r}; there are {', '.join(VERIFIERS)}")
+    return VERIFIERS[name]
+
+
+CERTIFICATION_ATTACK = Pgd(steps=40, step=0.1, loss="margin")
+"""What looks for witnesses if nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What an attack found: for each example the worst point and the margin there, in float64."""
+
+    point: Float[Tensor, "batch *shape"]
+    margin: Float[Tensor, "batch"]
+
+
+def attack_stage(
+    attack: Pgd,
+    fast: Graph,
+    graph: Graph,
+    x: Float[Tensor, "batch *shape"],
+    y: Int[Tensor, "batch"],
+    region: Region,
+    generator: torch.Generator,
+) -> Attacked:
+    """Attack in float32 and replay in float64, where alone a witness counts.
+
+    Args:
+        attack: the attack.
+        fast: the network in float32.
+        graph: the network in float64.
+        x: inputs in float64.
+        y: labels.
+        region: where a witness may lie; what the attack yields is projected into it again.
+        generator: source of the random starts.
+    """
+    found = attack(fast, x.float(), y, region, generator)
+    point = region.project(x, found.double())
+    return Attacked(point, point_margin(graph, point, y))
+
+
+@torch.no_grad()
+def point_margin(
+    graph: Graph, point: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch"]:
+    """The smallest margin over the wrong classes at a point; NaN counts as minus infinity."""
+    logits = graph.run(point)[0]
+    return smallest_margin(logits.gather(1, y.unsqueeze(1)) - logits, y)
