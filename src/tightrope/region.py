@@ -137,6 +137,134 @@ class Box(Region):
         return gradient.sign() * self.radius(x)
 
 
+@dataclass(frozen=True)
+class _Ball(Region):
+    """What the l_2 and the l_1 ball have in common."""
+
+    order: ClassVar[float]
+    dual: ClassVar[float]
+
+    def minimise(
+        self, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"]
+    ) -> Float[Tensor, "batch rows"]:
+        centre, flat = x.flatten(1), rows.flatten(2)
+        return dot(flat, centre) - self.radius(centre) * torch.linalg.vector_norm(flat, self.dual, dim=2)
+
+    def project(
+        self, x: Float[Tensor, "batch *shape"], point: Float[Tensor, "batch *shape"]
+    ) -> Float[Tensor, "batch *shape"]:
+        centre = x.flatten(1)
+        step = (point - x).flatten(1)
+        radius = step.new_zeros(len(x), 1) + self.radius(centre)
+        inside = self._length(step) <= radius
+        # Adding the shortened step to x rounds every entry. A radius smaller by that much makes sure
+        # that the result is judged to lie inside, so that a projected point stays where it is.
+        largest = centre.abs().amax(1, keepdim=True)
+        rounding = torch.finfo(x.dtype).eps * centre.shape[1] ** (1 / self.order) * (radius + largest)
+        shortened = self._shorten(step, (radius - rounding).clamp(min=0))
+        return self.clip(torch.where(inside, point.flatten(1), centre + shortened).view_as(x))
+
+    def sample(
+        self, x: Float[Tensor, "batch *shape"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch *shape"]:
+        direction = self._direction(x.flatten(1), generator)
+        share = torch.rand(len(x), 1, generator=generator, dtype=x.dtype, device=x.device)
+        step = (share * direction / self._length(direction)).view_as(x)
+        return self.project(x, x + step * self.radius(x))
+
+    def _length(self, step: Float[Tensor, "batch features"]) -> Float[Tensor, "batch 1"]:
+        length: Tensor = torch.linalg.vector_norm(step, self.order, dim=1, keepdim=True)
+        return length
+
+    def _shorten(
+        self, step: Float[Tensor, "batch features"], radius: Float[Tensor, "batch 1"]
+    ) -> Float[Tensor, "batch features"]:
+        """The steps longer than `radius`, scaled down to that length."""
+        length = self._length(step)
+        longer = length > radius
+        return torch.where(longer, step * (radius / torch.where(longer, length, 1)), step)
+
+    @abstractmethod
+    def _direction(
+        self, like: Float[Tensor, "batch features"], generator: torch.Generator | None
+    ) -> Float[Tensor, "batch features"]:
+        """A random vector of every length but zero, uniform in direction."""
+
+
+@dataclass(frozen=True)
+class L2Ball(_Ball):
+    """The l_2 ball cut with the domain.
+
+    `minimise` is `<row, x> - eps ||row||_2`: it leaves the domain out, so it is a sound lower bound,
+    and exact where the domain does not cut the ball. `project` goes onto the ball and then clips into
+    the domain; since `x` lies in the domain, clipping moves no coordinate away from `x`, so the point
+    stays in the ball. `sample` draws a uniform direction and a uniform distance, and clips.
+    """
+
+    norm: ClassVar[str] = "2"
+    order: ClassVar[float] = 2
+    dual: ClassVar[float] = 2
+
+    def steepest(
+        self, x: Float[Tensor, "batch *shape"], gradient: Float[Tensor, "batch *shape"]
+    ) -> Float[Tensor, "batch *shape"]:
+        flat = gradient.flatten(1)
+        # The squares of a confident network's gradient underflow: make its largest entry 1 first.
+        largest = flat.abs().amax(1, keepdim=True)
+        moves = largest > 0
+        scaled = flat / torch.where(moves, largest, 1)
+        unit = scaled / torch.where(moves, self._length(scaled), 1)
+        return unit.view_as(x) * self.radius(x)
+
+    def _direction(
+        self, like: Float[Tensor, "batch features"], generator: torch.Generator | None
+    ) -> Float[Tensor, "batch features"]:
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+@dataclass(frozen=True)
+class L1Ball(_Ball):
+    """The l_1 ball cut with the domain.
+
+    `minimise` is `<row, x> - eps ||row||_inf`: it leaves the domain out, so it is a sound lower bound,
+    and exact where the domain does not cut the ball. `project` goes onto the ball (Duchi et al. 2008,
+    "Efficient projections onto the l1-ball") and then clips into the domain; since `x` lies in the
+    domain, clipping moves no coordinate away from `x`, so the point stays in the ball. `sample` draws
+    a uniform direction and a uniform distance, and clips. `steepest` moves one coordinate only.
+    """
+
+    norm: ClassVar[str] = "1"
+    order: ClassVar[float] = 1
+    dual: ClassVar[float] = math.inf
+
+    def steepest(
+        self, x: Float[Tensor, "batch *shape"], gradient: Float[Tensor, "batch *shape"]
+    ) -> Float[Tensor, "batch *shape"]:
+        flat = gradient.flatten(1)
+        largest = flat.abs().argmax(1, keepdim=True)
+        signs = torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign())
+        return signs.view_as(x) * self.radius(x)
+
+    def _shorten(
+        self, step: Float[Tensor, "batch features"], radius: Float[Tensor, "batch 1"]
+    ) -> Float[Tensor, "batch features"]:
+        """The nearest steps of length `radius`: every entry shrinks by one threshold, at most to zero."""
+        size = step.abs()
+        falling = size.sort(dim=1, descending=True).values
+        count = torch.arange(1, step.shape[1] + 1, dtype=step.dtype, device=step.device)
+        thresholds = (falling.cumsum(1) - radius) / count
+        kept = (falling > thresholds).sum(1, keepdim=True).clamp(min=1)
+        shrunk = (size - thresholds.gather(1, kept - 1)).clamp(min=0)
+        return super()._shorten(step.sign() * shrunk, radius)  # what rounding left
+
+    def _direction(
+        self, like: Float[Tensor, "batch features"], generator: torch.Generator | None
+    ) -> Float[Tensor, "batch features"]:
+        size = torch.empty_like(like).exponential_(generator=generator)
+        positive = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device) < 0.5
+        return torch.where(positive, size, -size)
+
+
 def dot(
     rows: Float[Tensor, "batch rows features"], vector: Float[Tensor, "batch features"]
 ) -> Float[Tensor, "batch rows"]:
