@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 import tomllib
@@ -199,7 +200,7 @@ def _judging(command: Callable[..., None]) -> Callable[..., None]:
     default = CERTIFICATION_ATTACK
     options = [
         click.argument("target"),
-        click.option("--weights", type=FOLDER, help="Weights (.safetensors) of a package.module:factory target."),
+        click.option("--weights", type=FOLDER, help="Weights (.safetensors) of a factory target."),
         click.option("--data", help="Data set.  [default: what a run folder was trained on]"),
         click.option("--eps", type=Radius(), help="Radius in pixel units.  [default: the run's test eps]"),
         click.option("--norm", type=click.Choice(list(REGIONS)), default="inf", show_default=True),
@@ -208,7 +209,7 @@ def _judging(command: Callable[..., None]) -> Callable[..., None]:
                      help="Gradient steps of the attack; 0 attacks not at all."),
         click.option("--attack-step", type=Radius(), default=default.step, show_default=True,
                      help="Length of a step, as a share of eps."),
-        click.option("--attack-restarts", type=click.IntRange(min=1), default=default.restarts, show_default=True,
+        click.option("--attack-restarts", type=click.IntRange(1), default=default.restarts, show_default=True,
                      help="Random starts of the attack."),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random starts."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
@@ -263,7 +264,7 @@ def _judge(
     loaded = load_target(target, weights)
     data, eps = data or loaded.data, loaded.eps if eps is None else eps
     if data is None or eps is None:
-        raise InputError(f"{target} does not say on what data and at which eps: give --data and --eps")
+        raise InputError(f"{target} does not say on what data or at which eps: give --data and --eps")
     attack = Pgd(attack_steps, attack_step, attack_restarts, loss="margin") if attack_steps else None
     dataset = load(data)
     out = out or _verdict_file(loaded, verifier, norm, eps, resume)
@@ -298,15 +299,12 @@ def _judge(
 
 
 def _verdict_file(target: Target, verifier: str, norm: str, eps: float, resume: bool) -> Path | None:
-    """In a run folder, a file of its own for these verdicts: the next free number, or the last one to resume."""
+    """In a run folder, a file for these verdicts: the latest of its name to resume, else a new one."""
     if target.folder is None:
         return None
-    stem, number = f"certify-{verifier}-{norm}-{eps:.4g}", 1
-    names = [f"{stem}.jsonl"]
-    while (target.folder / names[-1]).exists():
-        number += 1
-        names.append(f"{stem}-{number}.jsonl")
-    return target.folder / (names[-2] if resume and number > 1 else names[-1])
+    path = target.folder / f"certify-{verifier}-{norm}-{eps:.4g}.jsonl"
+    existing = [path, *sorted(target.folder.glob(f"{path.stem}-*.jsonl"), key=lambda p: p.stat().st_mtime)]
+    return existing[-1] if resume else _free(path)
 
 
 # ------------------------------------------------------------------------------------------- report
@@ -352,13 +350,12 @@ def _first_line(function: Callable[..., object]) -> str:
 
 
 @cli.command("quickstart")
-@click.option("--out", type=FOLDER, default=Path("runs/quickstart"), show_default=True, help="Run folder.")
-def quickstart_command(out: Path) -> None:
+@click.option("--out", type=FOLDER, help="Run folder.  [default: runs/quickstart, or the next free name]")
+def quickstart_command(out: Path | None) -> None:
     """Train a certifiably robust classifier of small digits, certify it, and write a report."""
     with as_file(files("tightrope") / "quickstart.toml") as path:
         content = tomllib.loads(path.read_text())
-    if (out / "recipe.toml").exists():
-        raise InputError(f"{out} already holds a run: delete it, or choose another folder (--out)")
+    out = out or _free(Path("runs/quickstart"))
     _train(parse_recipe(content, "the quickstart recipe"), "cpu", out)
     target = load_target(str(out))
     dataset = load(target.data or "")
@@ -380,6 +377,12 @@ def quickstart_command(out: Path) -> None:
     click.echo(f"report: {out / 'report.html'}")
 
 
+def _free(path: Path) -> Path:
+    """The path, or the first of PATH-2, PATH-3 ... that does not exist."""
+    candidates = (path if n == 1 else path.with_stem(f"{path.stem}-{n}") for n in itertools.count(1))
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
 def main() -> None:
     """Run the command line; turns errors into one clear line and an exit status."""
     warnings.showwarning = lambda message, *_args, **_kwargs: click.echo(f"warning: {message}", err=True)
@@ -391,9 +394,11 @@ def main() -> None:
     except (Interrupted, click.Abort, KeyboardInterrupt):
         click.echo("interrupted: what was done is kept; go on with --resume", err=True)
         sys.exit(130)
-    except torch.OutOfMemoryError as error:
-        click.echo(f"error: the device is out of memory; lower training.batch. {error}", err=True)
-        sys.exit(1)
     except TightropeError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        click.echo(f"error: out of memory; lower training.batch, or take --device cpu ({error})", err=True)
+        sys.exit(1)

@@ -10,6 +10,7 @@ from typing import Self
 from tqdm import tqdm
 
 QUIET_SECONDS = 30.0
+CROWDED_SECONDS = 2.0
 
 
 class Progress:
@@ -49,9 +50,15 @@ class Progress:
             self.note(f"{self._done}/{self._total}")
 
     def note(self, text: str) -> None:
-        """A line that stays, with the time left where there is no bar to show it."""
+        """A line that stays, with the time left where there is no bar to show it.
+
+        Without a terminal, a line that follows another within two seconds is left out, except the
+        last one: a log is read later, and should not be longer than what it tells.
+        """
         if self._bar is not None:
             tqdm.write(f"{self._label}: {text}", file=sys.stderr)
+            return
+        if time.monotonic() - self._printed < CROWDED_SECONDS and self._done < self._total:
             return
         self._printed = time.monotonic()
         rate = (self._done - self._start_at) / max(self._printed - self._started, 1e-9)

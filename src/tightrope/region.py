@@ -129,7 +129,7 @@ class Box(Region):
     ) -> Float[Tensor, "batch *shape"]:
         lower, upper = self.corners(x)
         share = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        return lower + share * (upper - lower)
+        return torch.minimum(lower + share * (upper - lower), upper)  # rounding may overshoot
 
     def steepest(
         self, x: Float[Tensor, "batch *shape"], gradient: Float[Tensor, "batch *shape"]
@@ -148,7 +148,8 @@ class _Ball(Region):
         self, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"]
     ) -> Float[Tensor, "batch rows"]:
         centre, flat = x.flatten(1), rows.flatten(2)
-        return dot(flat, centre) - self.radius(centre) * torch.linalg.vector_norm(flat, self.dual, dim=2)
+        longest: Tensor = torch.linalg.vector_norm(flat, self.dual, dim=2)
+        return dot(flat, centre) - self.radius(centre) * longest
 
     def project(
         self, x: Float[Tensor, "batch *shape"], point: Float[Tensor, "batch *shape"]
@@ -270,3 +271,7 @@ def dot(
 ) -> Float[Tensor, "batch rows"]:
     """`<row, vector>` for every row of every example."""
     return (rows @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+REGIONS: dict[str, type[Region]] = {kind.norm: kind for kind in (Box, L2Ball, L1Ball)}
+"""The regions by the name of their norm."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -27,10 +27,10 @@ class Pgd:
         restarts: random starts; the best point of all is kept.
         loss: what is increased: the cross-entropy, or the margin `max_t f_t - f_y`, whose gradient
             does not vanish on confident networks.
-        keep_best: hand back the best point met (one more forward pass) instead of the last one.
+        keep_best: count every point met (one more forward pass) instead of the last one of a restart.
 
     Raises:
-        InputError: if steps or restarts are not positive, or the step length is not.
+        InputError: if steps or restarts are not positive, the step length is not, or the loss is unknown.
     """
 
     steps: int
@@ -45,7 +45,10 @@ class Pgd:
                 "an attack needs at least one step and one restart and a positive step length, got "
                 f"steps={self.steps}, restarts={self.restarts}, step={self.step}"
             )
+        if self.loss not in get_args(Loss):
+            raise InputError(f"an attack's loss is one of {', '.join(get_args(Loss))}, got {self.loss!r}")
 
+    @torch.no_grad()
     def __call__(
         self,
         graph: Graph,
@@ -63,10 +66,7 @@ class Pgd:
             region: where the points may lie.
             generator: source of the random starts.
         """
-        best, best_loss = (
-            x.detach().clone(),
-            torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device),
-        )
+        best, best_loss = x.clone(), x.new_full((len(x),), -torch.inf)
         for _ in range(self.restarts):
             point = region.sample(x, generator)
             for _ in range(self.steps):
@@ -74,10 +74,9 @@ class Pgd:
                 if self.keep_best:
                     best, best_loss = _better(best, best_loss, point, loss)
                 point = region.project(x, point + self.step * region.steepest(x, gradient))
-            if not self.keep_best:
+            if not self.keep_best and self.restarts == 1:
                 return point
-            with torch.no_grad():
-                best, best_loss = _better(best, best_loss, point, self._loss(graph.run(point)[0], y))
+            best, best_loss = _better(best, best_loss, point, self._loss(graph.run(point)[0], y))
         return best
 
     def _gradient(self, graph: Graph, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

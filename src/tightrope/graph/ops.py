@@ -112,7 +112,7 @@ class Linear(Affine):
         pulled = rows @ self.weight()
         if self.bias is None:
             return (pulled,), rows.new_zeros(rows.shape[:2])
-        return (pulled,), (rows @ self.bias()).view(*rows.shape[:2], -1).sum(2)
+        return (pulled,), (rows @ self.bias()).unsqueeze(2).flatten(2).sum(2)
 
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}

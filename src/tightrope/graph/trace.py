@@ -6,6 +6,7 @@ reported, all at once, with its place in the network.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,14 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # so that nothing is computed from a buffer once and for all
+
+    def create_arg(self, a: Any) -> Any:
+        attributes = (*self.tensor_attrs, *self.root.parameters(), *self.root.buffers())
+        if isinstance(a, Tensor) and not any(a is attribute for attribute in attributes):
+            raise _Unsupported("its forward makes a tensor; register it as a buffer instead")
+        return super().create_arg(a)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = type_before_parametrizations(m) in _MODULES
         return known or super().is_leaf_module(m, module_qualified_name)
@@ -109,10 +118,16 @@ def _probe(module: nn.Module, graph: fx.Graph, shape: torch.Size) -> dict[fx.Nod
     x = torch.zeros(_BATCH, *shape, dtype=like.dtype, device=like.device)
     try:
         Recorder(fx.GraphModule(module, graph)).run(x)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"the network does not take inputs of shape {tuple(shape)}: {reason}") from error
+    except Exception as error:
+        raise InputError(
+            f"the network does not take inputs of shape {tuple(shape)}: {_reason(error)}"
+        ) from error
     return values
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any]) -> Graph:
@@ -121,7 +136,7 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any]) -
     problems: list[str] = []
     for n in graph.nodes:
         value = values[n]
-        if n.op in ("get_attr", "output") or not isinstance(value, Tensor):
+        if n.op in ("get_attr", "output") or not _holds_tensors(value):
             continue
         if n.op == "placeholder":
             index[n] = 0
@@ -129,7 +144,11 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any]) -
             continue
         name, label = _names(module, n)
         try:
-            if _depends_on_input(n, index) and value.shape[:1] != (_BATCH,):
+            if not any(i in index for i in n.all_input_nodes):
+                raise _Unsupported("it does not read the input; use parameters, buffers or parametrizations")
+            if not isinstance(value, Tensor):
+                raise _Unsupported("it yields several tensors")
+            if value.shape[:1] != (_BATCH,):
                 raise _Unsupported(f"its result of shape {tuple(value.shape)} lost the batch dimension")
             op, inputs = _operator(module, n, values)
         except (_Unsupported, InputError) as reason:
@@ -148,16 +167,18 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any]) -
             "Replace them (docs/architecture.md lists what is supported), or ask for them in an issue."
         )
     output = next(n for n in graph.nodes if n.op == "output").args[0]
-    if not isinstance(output, fx.Node) or len(values[output].shape) != 2:
-        shape = tuple(values[output].shape) if isinstance(output, fx.Node) else type(output).__name__
-        raise InputError(f"the network must return logits of shape (batch, classes), got {shape}")
+    logits = values[output] if isinstance(output, fx.Node) else output
+    if output not in index or logits.ndim != 2:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"the network must return logits of shape (batch, classes), got {got}")
     if index[output] != len(nodes) - 1:
         nodes = nodes[: index[output] + 1]
     return Graph(module, tuple(nodes))
 
 
-def _depends_on_input(n: fx.Node, index: dict[fx.Node, int]) -> bool:
-    return any(i in index for i in n.all_input_nodes)
+def _holds_tensors(value: Any) -> bool:
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return any(isinstance(part, Tensor) for part in parts)
 
 
 def _names(module: nn.Module, n: fx.Node) -> tuple[str, str]:
@@ -185,18 +206,12 @@ def _operator(
         make = _MODULES.get(type_before_parametrizations(target))
         if make is None:
             raise _Unsupported("not supported")
-        return make(target, call), [_node(n.args[0])]
+        return make(target, call), [call.input()]
     function = _FUNCTIONS.get(n.target) if n.op == "call_function" else _METHODS.get(str(n.target))
     if function is None:
         raise _Unsupported("not supported")
     made = function(call)
-    return made if isinstance(made, tuple) else (made, [_node(n.args[0])])
-
-
-def _node(argument: Any) -> fx.Node:
-    if not isinstance(argument, fx.Node):
-        raise _Unsupported("its first argument is not a tensor of the network")
-    return argument
+    return made if isinstance(made, tuple) else (made, [call.input()])
 
 
 class _Call:
@@ -213,6 +228,14 @@ class _Call:
         return fx.node.map_arg(
             value, lambda n: self.values[n] if not isinstance(self.values[n], Tensor) else n
         )
+
+    def input(self) -> fx.Node:
+        """The value that a call of one value reads."""
+        argument = self.get(0, "input")
+        if not self.is_input(argument):
+            raise _Unsupported("its first argument is not computed from the network's input")
+        assert isinstance(argument, fx.Node)
+        return argument
 
     def refuse_others(self, positions: int, *names: str) -> None:
         """Refuse arguments beyond these: an option that is not read may not be dropped in silence."""
@@ -259,11 +282,19 @@ def _conv(m: nn.Conv1d | nn.Conv2d | nn.Conv3d, _call: _Call) -> ops.Operator:
 
 
 def _batch_norm(m: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, _call: _Call) -> ops.Operator:
-    return ops.BatchNorm(m)
+    norm = ops.BatchNorm(m)
+    norm.frozen()  # refuses a layer without running statistics
+    return norm
+
+
+def _average(function: Callable[[Tensor], Tensor], divisor: float | None) -> ops.Operator:
+    if divisor is not None and divisor < 0:
+        raise _Unsupported(f"its divisor is negative ({divisor})")
+    return ops.Averaging(function)
 
 
 def _pool(m: nn.Module, _call: _Call) -> ops.Operator:
-    return ops.Averaging(m)
+    return _average(m, getattr(m, "divisor_override", None))
 
 
 def _max_pool(m: nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d, _call: _Call) -> ops.Operator:
@@ -272,8 +303,14 @@ def _max_pool(m: nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d, _call: _Call) -> op
     return ops.MaxPool(m)
 
 
-def _constant_pad(m: Any, _call: _Call) -> ops.Operator:
-    return ops.Pad(tuple(m.padding), float(m.value))
+def _pad(pad: Sequence[int], value: float, call: _Call) -> ops.Operator:
+    if len(pad) // 2 > len(call.shape):
+        raise _Unsupported("it pads the batch dimension")
+    return ops.Pad(tuple(int(p) for p in pad), float(value))
+
+
+def _constant_pad(m: Any, call: _Call) -> ops.Operator:
+    return _pad(m.padding, m.value, call)
 
 
 def _reshape(_m: nn.Module, call: _Call) -> ops.Operator:
@@ -347,11 +384,11 @@ def _bind(function: Callable[..., Tensor], *names: str) -> Callable[[_Call], Cal
 
 def _averaging(function: Callable[..., Tensor], *names: str) -> CallRule:
     bind = _bind(function, *names)
-    return lambda call: ops.Averaging(bind(call))
+    return lambda call: _average(bind(call), call.get(len(names), "divisor_override"))
 
 
 def _maximum(function: Callable[..., Tensor]) -> CallRule:
-    bind = _bind(function, "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    bind = _bind(function, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
     return lambda call: ops.MaxPool(bind(call))
 
 
@@ -359,10 +396,7 @@ def _pad_call(call: _Call) -> Made:
     call.refuse_others(4, "input", "pad", "mode", "value")
     if call.get(2, "mode", "constant") != "constant":
         raise _Unsupported("only constant padding is supported here; use the convolution's padding_mode")
-    pad = tuple(int(p) for p in call.get(1, "pad"))
-    if len(pad) // 2 > len(call.shape):
-        raise _Unsupported("it pads the batch dimension")
-    return ops.Pad(pad, float(call.get(3, "value") or 0.0))
+    return _pad(call.get(1, "pad"), call.get(3, "value") or 0.0, call)
 
 
 def _linear_call(call: _Call) -> Made:
@@ -504,11 +538,18 @@ def _check_same(module: nn.Module, graph: Graph) -> None:
     if like.is_meta:
         return
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(_BATCH, *graph.input_shape, generator=generator).to(like)
-    expected, got = module(x), graph.run(x)[0]
-    scale = expected.abs().max().clamp(min=1)
-    if not bool(((expected - got).abs() <= 1e-3 * scale).all()):
+    # Another batch size than the probing pass had, so that a network which mixes examples shows.
+    x = torch.rand(_BATCH + 1, *graph.input_shape, generator=generator).to(like)
+    try:
+        expected, got = module(x), graph.run(x)[0]
+    except Exception as error:
+        raise UnsupportedOperatorError(
+            f"the network takes a batch of {_BATCH} examples but not one of {_BATCH + 1}, so its forward "
+            f"mixes examples or fixes the size of a batch: {_reason(error)}"
+        ) from error
+    difference = float((expected - got).abs().max()) if expected.shape == got.shape else math.inf
+    if not difference <= 1e4 * torch.finfo(like.dtype).eps * max(1.0, float(expected.abs().max())):
         raise UnsupportedOperatorError(
             "the traced network does not compute what the module computes (largest difference "
-            f"{float((expected - got).abs().max()):.3g}): its forward depends on something tracing cannot see"
+            f"{difference:.3g}): its forward depends on something tracing cannot see"
         )
