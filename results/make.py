@@ -1,0 +1,127 @@
+"""Collect finished and certified runs into a results folder, and write docs/results.md anew.
+
+    python results/make.py NAME RUN [RUN ...]     one run per seed; RUN holds certify-ibp-inf-EPS.jsonl
+    python results/make.py                        only the page
+
+The first run's weights are the ones that are kept. The paper's figures come from results/papers.toml.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from tightrope.files import read_json, to_json, write_atomically
+from tightrope.verify import read_verdicts, summarise
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "results.md"
+ERRORS = {
+    "verified_error": "certified_accuracy",
+    "clean_error": "clean_accuracy",
+    "attacked_error": "attacked_accuracy",
+}
+
+
+def collect(name: str, runs: list[Path]) -> None:
+    """Write results/NAME from one run folder per seed."""
+    recipes = [tomllib.loads((run / "recipe.toml").read_text()) for run in runs]
+    environments = [read_json(run / "environment.json") for run in runs]
+    different = [
+        key for key in recipes[0] if key != "seed" and any(r.get(key) != recipes[0][key] for r in recipes)
+    ]
+    if different:
+        sys.exit(f"the runs differ in more than the seed: {different}")
+    eps = recipes[0]["test_eps"]
+    certificates = [read_verdicts(run / f"certify-ibp-inf-{eps:.4g}.jsonl") for run in runs]
+    summaries = [summarise(verdicts) for _, verdicts in certificates]
+    seconds = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["seconds"] for run in runs]
+    ours: dict[str, Any] = {
+        error: _spread([100 * (1 - summary[accuracy]) for summary in summaries])
+        for error, accuracy in ERRORS.items()
+    }
+    result = {
+        "format": "tightrope-result/1",
+        "name": name,
+        "paper": tomllib.loads((HERE / "papers.toml").read_text()).get(name, {}),
+        "ours": {
+            **ours,
+            "unit": "per cent of all test examples",
+            "examples": summaries[0]["examples"],
+            "verifier": "ibp, float64",
+            "attack": certificates[0][0]["identity"]["attack"],
+            "robust_of_first_seed": summaries[0]["robust"],
+        },
+        "seeds": [recipe["seed"] for recipe in recipes],
+        "epochs": recipes[0]["training"]["epochs"],
+        "seconds": [round(s) for s in seconds],
+        "train": f"tightrope train results/{name}/recipe.toml --seed SEED",
+        "certify": f"tightrope certify results/{name} --data mnist --eps {eps:g} --verifier ibp --json",
+        **{key: environments[0][key] for key in ("commit", "machine", "threads", "torch", "parameters")},
+        "dates": [environment["date"] for environment in environments],
+    }
+    folder = HERE / name
+    folder.mkdir(exist_ok=True)
+    for file in ("recipe.toml", "model.json", "model.safetensors"):
+        shutil.copyfile(runs[0] / file, folder / file)
+    write_atomically(folder / "result.json", to_json(result, indent=2) + "\n")
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {
+        "mean": round(statistics.mean(values), 3),
+        "deviation": round(statistics.stdev(values), 3) if len(values) > 1 else None,
+        "each": [round(value, 3) for value in values],
+    }
+
+
+def page() -> str:
+    """docs/results.md, made of every result.json."""
+    lines = [
+        "# Results",
+        "",
+        "Written by `python results/make.py` from `results/*/result.json`; do not edit. Errors in per cent of the",
+        "whole test set; *verified* by intervals in float64, *attacked* by the stored attack. Each row's folder is a",
+        "TARGET: its `certify` command gives the claim of the first seed again.",
+        "",
+        "| result | verified | clean | attacked | seeds | epochs | s/run | paper: verified / clean |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    notes = []
+    for file in sorted(HERE.glob("*/result.json")):
+        result = read_json(file)
+        ours, paper = result["ours"], result["paper"]
+        cells = [_cell(ours[error]) for error in ERRORS]
+        theirs = f"{paper['verified_error']} / {paper['clean_error']}" if "verified_error" in paper else "—"
+        lines.append(
+            f"| `{result['name']}` | {' | '.join(cells)} | {len(result['seeds'])} | {result['epochs']} "
+            f"| {round(statistics.mean(result['seconds']))} | {theirs} |"
+        )
+        notes += [
+            f"## {result['name']}",
+            "",
+            f"- Train: `{result['train']}` (seeds {', '.join(map(str, result['seeds']))})",
+            f"- Certify: `{result['certify']}`",
+            f"- Commit {result['commit']}; {', '.join(result['dates'])}",
+            f"- {result['machine']}, {result['threads']} threads, torch {result['torch']}",
+            f"- Paper: {paper.get('source', 'no figure')}",
+            *(f"- {note}" for note in result.get("notes", [])),
+            "",
+        ]
+    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+
+
+def _cell(spread: dict[str, Any]) -> str:
+    deviation = "" if spread["deviation"] is None else f" ± {spread['deviation']:.2f}"
+    return f"{spread['mean']:.2f}{deviation}"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        collect(sys.argv[1], [Path(run) for run in sys.argv[2:]])
+    write_atomically(PAGE, page())

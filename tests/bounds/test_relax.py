@@ -1,0 +1,69 @@
+"""Relaxations: two lines that hold the activation between them over a box."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tightrope.bounds.relax import relax
+from tightrope.errors import InputError
+from tightrope.graph.ops import LeakyReLU, MaxPool, ReLU, Sigmoid, Tanh
+
+ACTIVATIONS = [ReLU(), LeakyReLU(0.1), LeakyReLU(0.0), LeakyReLU(1.0), Sigmoid(), Tanh()]
+SLOPES = ["parallel", "adaptive", "zero", "one"]
+ends = st.floats(-6, 6, allow_subnormal=False)
+
+
+@pytest.mark.parametrize("op", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("slope", SLOPES)
+@given(a=ends, b=ends)
+def test_the_activation_lies_between_its_lines(op, slope, a, b):
+    lower, upper = (torch.tensor([[end]], dtype=torch.float64) for end in sorted((a, b)))
+    lines = relax(op, lower, upper, slope)
+    z = lower + torch.linspace(0, 1, 101, dtype=torch.float64) * (upper - lower)
+    value = op.apply(z)
+    assert (lines.lower_slope * z + lines.lower_offset <= value + 1e-9).all()
+    assert (lines.upper_slope * z + lines.upper_offset >= value - 1e-9).all()
+
+
+@pytest.mark.parametrize("op", [ReLU(), LeakyReLU(0.1)], ids=str)
+@pytest.mark.parametrize("slope", SLOPES)
+def test_a_stable_neuron_is_relaxed_exactly(op, slope):
+    lower, upper = torch.tensor([[0.5, -2.0, 0.0, -1.0]]), torch.tensor([[2.0, -0.5, 1.0, 0.0]])
+    lines = relax(op, lower, upper, slope)
+    for z in (lower, upper, (lower + upper) / 2):
+        torch.testing.assert_close(lines.lower_slope * z + lines.lower_offset, op.apply(z))
+        torch.testing.assert_close(lines.upper_slope * z + lines.upper_offset, op.apply(z))
+
+
+def test_the_lines_of_an_unstable_relu_are_those_of_the_papers():
+    lower, upper = torch.tensor([[-1.0, -3.0]]), torch.tensor([[3.0, 1.0]])
+    for slope, below in (("parallel", [0.75, 0.25]), ("adaptive", [1, 0]), ("zero", [0, 0]), ("one", [1, 1])):
+        lines = relax(ReLU(), lower, upper, slope)
+        assert lines.lower_slope.tolist() == [below]
+        assert lines.lower_offset.tolist() == [[0, 0]]
+        assert lines.upper_slope.tolist() == [[0.75, 0.25]]
+        assert lines.upper_offset.tolist() == [[0.75, 0.75]]
+
+
+@pytest.mark.parametrize("op", ACTIVATIONS, ids=str)
+def test_gradients_are_finite_on_boxes_without_width(op):
+    ends = torch.tensor([[0.0, 1.0, -1.0]], requires_grad=True)
+    lines = relax(op, ends, ends + 0.0, "adaptive")
+    sum(part.sum() for part in vars(lines).values()).backward()
+    assert torch.isfinite(ends.grad).all()
+
+
+def test_positive_rows_meet_the_lower_line_and_negative_rows_the_upper():
+    lines = relax(ReLU(), torch.tensor([[-1.0]]), torch.tensor([[1.0]]), "zero")
+    rows, offset = lines.pull(torch.tensor([[[2.0], [-2.0]]]))
+    assert rows.tolist() == [[[0.0], [-1.0]]]
+    assert offset.tolist() == [[0.0, -1.0]]
+
+
+def test_an_activation_without_a_relaxation_is_named():
+    pool = MaxPool(torch.nn.MaxPool1d(2))
+    with pytest.raises(InputError, match="MaxPool"):
+        relax(pool, torch.zeros(1, 1, 2), torch.ones(1, 1, 2), "adaptive")
