@@ -19,7 +19,7 @@ ROWS = [
     ("attacks",),
     ("train", "verify"),
     ("data", "models", "recipes"),
-    ("targets",),
+    ("targets", "engines", "methods"),
     ("api",),
     ("report",),
     ("cli",),

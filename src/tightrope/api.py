@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 import warnings
 from collections.abc import Mapping
@@ -13,19 +12,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds, Engine, Interval
 from tightrope.data import Augment, Source, as_source, hold_out
-from tightrope.errors import InputError
-from tightrope.files import to_json, write_atomically
+from tightrope.errors import InputError, RecipeError
+from tightrope.files import check_line, read_lines, to_json, write_atomically
 from tightrope.graph import Graph, trace
 from tightrope.provenance import environment
-from tightrope.recipes import Recipe
+from tightrope.recipes import DEFAULT_TRAINING, Recipe
 from tightrope.region import Box, Region
 from tightrope.spec import Spec
-from tightrope.targets import MODEL_FORMAT
+from tightrope.targets import ModelFacts
 from tightrope.train import Method, Ramp, Training, train
 from tightrope.train.batch import Batch
 from tightrope.train.evaluate import HeldOut, evaluate
@@ -34,6 +34,8 @@ from tightrope.train.schedules import at, last
 from tightrope.train.step import train_step
 from tightrope.verify import CERTIFICATION_ATTACK, Certification
 from tightrope.verify import certify as judge
+
+_RECORD: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,13 @@ class Run:
     model: nn.Module
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One record per epoch."""
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+        """One record per epoch.
+
+        Raises:
+            InputError: if the file of metrics is missing or damaged.
+        """
+        path = self.path / "metrics.jsonl"
+        return [check_line(_RECORD, line, path, n) for n, line in enumerate(read_lines(path), start=1)]
 
 
 def bounds(
@@ -70,8 +77,8 @@ def bounds(
     Raises:
         InputError: if an input leaves the domain, or the network or its shape does not fit.
     """
+    _check_inputs(model, x, region)
     graph = trace(model, x.shape[1:])
-    _check_inputs(x, region)
     return (engine or Interval())(graph, x, region, Spec.logits(len(x), graph.classes, x))
 
 
@@ -94,12 +101,22 @@ def margins(
     Raises:
         InputError: if an input leaves the domain, a label is out of range, or shapes do not fit.
     """
+    _check_inputs(model, x, region)
+    if y.shape != x.shape[:1] or y.is_floating_point():
+        raise InputError(
+            f"labels must be {len(x)} class numbers, one per input, got {y.dtype} of shape {tuple(y.shape)}"
+        )
     graph = trace(model, x.shape[1:])
-    _check_inputs(x, region)
     return (engine or Interval())(graph, x, region, Spec.margins(y, graph.classes, x)).lower
 
 
-def _check_inputs(x: Tensor, region: Region) -> None:
+def _check_inputs(model: nn.Module, x: Tensor, region: Region) -> None:
+    like = next(model.parameters(), torch.empty(0))
+    if x.ndim == 0 or (x.dtype, x.device) != (like.dtype, like.device):
+        raise InputError(
+            f"the network takes batches of {like.dtype} on {like.device}, got {x.dtype} on {x.device}, "
+            f"shape {tuple(x.shape)}: convert the inputs"
+        )
     if not bool(torch.isfinite(x).all()):
         raise InputError("the inputs hold NaN or Inf")
     if region.domain is None or not len(x):
@@ -139,23 +156,29 @@ def fit(
         augment: random changes of training images.
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
         resume: go on from the checkpoint in `out`.
-        training: fields of `Training`: epochs, batch, optimiser, lr, weight_decay, clip ...
+        training: fields of `Training`: epochs, batch, optimiser, lr, weight_decay, clip ...; where they
+            are not said, what `tightrope train` takes for the method.
 
     Raises:
         InputError: if something given cannot be used.
         DivergedError: if a loss or gradient turns NaN or infinite.
     """
-    recipe = Recipe(
-        seed=seed,
-        test_eps=test_eps,
-        held_out=held_out or 1000,
-        method={"name": method.name, **method.options},
-        training=Training(**training),
-        augment=vars(augment) if augment else {},  # type: ignore[arg-type]  # pydantic builds the field
-    )
+    given = {
+        "seed": seed,
+        "test_eps": test_eps,
+        "held_out": held_out,
+        "method": {"name": method.name, **method.options},
+        "training": DEFAULT_TRAINING.get(method.name, Training()).model_dump() | training,
+        "augment": vars(augment) if augment else {},
+    }
+    try:
+        recipe = Recipe.model_validate({k: v for k, v in given.items() if v is not None})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        raise RecipeError(
+            f"fit cannot be called like this: {problems} (training takes {', '.join(Training.model_fields)})"
+        ) from None
     source = as_source(train_set, find_device(device))
-    if held_out is None:
-        recipe = recipe.model_copy(update={"held_out": min(1000, max(1, len(source) // 10))})
     return run_recipe(recipe, method, model, source, out=Path(out), resume=resume)
 
 
@@ -174,10 +197,15 @@ def run_recipe(
         InputError: if the folder already holds a run and `resume` is not asked for.
         IdentityError: if the folder's checkpoint belongs to another run.
     """
-    if (out / "recipe.toml").exists() and not resume:
+    started = (out / "recipe.toml").exists()
+    if started and not resume:
         raise InputError(f"{out} already holds a run: resume it (--resume), or choose another folder (--out)")
+    if not (out / "checkpoint").exists() and (out / "model.safetensors").exists():
+        raise InputError(
+            f"{out} holds trained weights but no checkpoint to resume: choose another folder (--out)"
+        )
+    recipe = resolve(recipe, method, source)
     graph, index, held_out = prepare(recipe, model, source)
-    recipe = recipe.with_test_eps(method)
     test_eps = recipe.test_eps or 0.0
     _warn_of_radii(recipe, method)
     settings = recipe.model_dump(mode="json", exclude={"training": {"checkpoint_seconds"}})
@@ -185,12 +213,11 @@ def run_recipe(
         "data identity": source.identity(),
         "network structure": model_identity(graph),
     }
-    resuming = resume and (out / "recipe.toml").exists()
-    if not resuming:
-        write_atomically(out / "recipe.toml", recipe.to_toml())
+    if not started:
         write_atomically(out / "model.json", to_json(_describe(recipe, graph), indent=2) + "\n")
         made = environment(held_out.x.device, recipe.seed) | {"parameters": _count(model)}
         write_atomically(out / "environment.json", to_json(made, indent=2) + "\n")
+        write_atomically(out / "recipe.toml", recipe.to_toml())  # last: it says that the folder holds a run
     train(
         graph,
         source,
@@ -208,8 +235,22 @@ def run_recipe(
     return Run(out, model.eval())
 
 
+def resolve(recipe: Recipe, method: Method, source: Source) -> Recipe:
+    """The recipe with what its method and its data decide, where it does not say: test eps, held_out."""
+    recipe = recipe.with_test_eps(method)
+    if "held_out" in recipe.model_fields_set:
+        return recipe
+    return recipe.model_copy(update={"held_out": min(recipe.held_out, max(1, len(source) // 10))})
+
+
 def prepare(recipe: Recipe, model: nn.Module, source: Source) -> tuple[Graph, Tensor, HeldOut]:
-    """The traced network on the source's device, the examples to train on, and the held-out ones."""
+    """The traced network on the source's device, the examples to train on, and the held-out ones.
+
+    Raises:
+        InputError: if the network does not fit the data, or has nothing to train.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError("the network has no parameters to train (all are frozen, or there are none)")
     index, aside = hold_out(source.labels(), recipe.held_out, recipe.seed)
     chunks = list(source.batches(aside.split(1000)))
     held_out = HeldOut(torch.cat([x for x, _, _ in chunks]), torch.cat([y for _, y, _ in chunks]))
@@ -263,7 +304,7 @@ def certify(
     where = find_device(device)
     source = as_source(test_set, where)
     return judge(
-        _trace_for(source, model, where),
+        _trace_for(source, copy.deepcopy(model), where),
         source,
         region,
         verifier=verifier,
@@ -314,7 +355,9 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        made = torch.zeros(1, device=name)
+        made.item()  # the "meta" device holds no numbers
+        return made.device
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"there is no device {name!r} here ({str(error).splitlines()[0]}); try --device cpu"
@@ -323,6 +366,7 @@ def find_device(name: str) -> torch.device:
 
 def _warn_of_radii(recipe: Recipe, method: Method) -> None:
     trained = last(method.eps)
+    warn_of_wide(trained)
     if any(loss.certified for loss in method.losses) and (recipe.test_eps or 0.0) > trained:
         warnings.warn(
             f"the network is trained at eps {trained:.4g} but is to be certified at {recipe.test_eps:.4g}: "
@@ -331,15 +375,21 @@ def _warn_of_radii(recipe: Recipe, method: Method) -> None:
         )
 
 
+def warn_of_wide(eps: float) -> None:
+    """Warn of an l_inf radius that is probably meant in other units."""
+    if eps > 1:
+        warnings.warn(
+            f"eps {eps:g} is wider than the range of a pixel, [0, 1]: write {eps:g}/255 for grey levels",
+            stacklevel=4,
+        )
+
+
 def _describe(recipe: Recipe, graph: Graph) -> dict[str, Any]:
-    normalise = recipe.normalise.model_dump() if recipe.normalise else {"mean": None, "std": None}
-    return {
-        "format": MODEL_FORMAT,
-        "name": recipe.model,
-        "input_shape": list(graph.input_shape),
-        "classes": graph.classes,
-        **normalise,
-    }
+    normalise = recipe.normalise.model_dump() if recipe.normalise else {}
+    facts = ModelFacts(
+        name=recipe.model, input_shape=tuple(graph.input_shape), classes=graph.classes, **normalise
+    )
+    return facts.model_dump(mode="json")
 
 
 def _count(model: nn.Module) -> int:

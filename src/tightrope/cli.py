@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import re
 import sys
@@ -10,12 +11,12 @@ import warnings
 from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import torch
 
-from tightrope.api import certify, find_device, predict_seconds, prepare, run_recipe
+from tightrope.api import certify, find_device, predict_seconds, prepare, resolve, run_recipe, warn_of_wide
 from tightrope.attacks import Pgd
 from tightrope.data import as_source, load
 from tightrope.data import names as data_names
@@ -25,7 +26,6 @@ from tightrope.models import build, describe
 from tightrope.models import names as model_names
 from tightrope.recipes import Recipe, override, parse_recipe, read_recipe
 from tightrope.region import REGIONS
-from tightrope.report import write_report
 from tightrope.targets import Target, load_target, make_model
 from tightrope.train import METHODS, Interrupted
 from tightrope.train.checkpoint import derive_seed
@@ -33,33 +33,25 @@ from tightrope.train.schedules import parse_number
 from tightrope.verify import CERTIFICATION_ATTACK, VERIFIERS, Certification
 
 
-class Radius(click.ParamType[float]):
-    """A number such as 0.3 or 8/255."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number that a text stands for."""
-        try:
-            return float(parse_number(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def number(text: str) -> float:
+    """The number that an option such as 0.3 or 8/255 stands for."""
+    try:
+        return float(parse_number(text))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
-class Duration(click.ParamType[float]):
-    """A time such as 90s, 15m or 2h, in seconds."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The seconds that a text stands for."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(value))
-        if match is None or float(match[1]) == 0:
-            self.fail(f"expected a time such as 90s, 15m or 2h, got {value!r}", param, ctx)
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+def time(text: str) -> float:
+    """The seconds that an option such as 90s, 15m or 2h stands for."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if match is None or float(match[1]) == 0:
+        raise click.BadParameter(f"expected a time such as 90s, 15m or 2h, got {text!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-FOLDER = click.Path(path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+SEED = click.IntRange(0, 2**32 - 1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -75,21 +67,27 @@ def cli() -> None:
 
 
 @cli.command("train")
-@click.argument("recipe", required=False, type=FOLDER)
-@click.option("--data", help="Data set: digits, mnist, cifar10, or a .npz file.")
+@click.argument("recipe", required=False, type=FILE)
+@click.option("--data", help="Data set (tightrope list data), or a .npz file.")
 @click.option("--model", help="Network by name (tightrope list models), or package.module:factory.")
 @click.option("--method", help="Training method (tightrope list methods).")
-@click.option("--eps", type=Radius(), help="Training radius in pixel units, such as 0.3 or 8/255.")
-@click.option("--test-eps", type=Radius(), help="Radius to be certified at.  [default: the training radius]")
+@click.option("--eps", type=number, help="Training radius in pixel units, above 0, such as 0.3 or 8/255.")
+@click.option("--test-eps", type=number, help="Radius to be certified at.  [default: the training radius]")
 @click.option(
-    "--epochs", type=click.IntRange(min=1), help="Passes over the data; schedules keep their shape."
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="Passes over the data; schedules keep their shape.  [default: the method's]",
 )
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set any key of the recipe.")
 @click.option(
-    "--budget", type=Duration(), help="Choose the epochs so as to finish in this time: 90s, 15m, 2h."
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set any key of the recipe, such as training.batch=256; as often as needed.",
 )
+@click.option("--budget", type=time, help="Choose the epochs so as to finish in this time: 90s, 15m, 2h.")
 @click.option("--dry-run", is_flag=True, help="Print the whole recipe and the predicted time, and stop.")
-@click.option("--seed", type=int, help="One seed, one result on one machine.  [default: 0]")
+@click.option("--seed", type=SEED, help="One seed, one result on one machine.  [default: 0]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ...")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all]")
 @click.option("--out", type=FOLDER, help="Run folder.  [default: runs/DATA-MODEL-METHOD-EPS]")
@@ -121,6 +119,8 @@ def train_command(
         if out is None:
             raise InputError("say which run to resume: --out RUN")
         recipe = out / "recipe.toml"
+        if not recipe.exists():
+            raise InputError(f"{out} holds no run to resume: there is no {recipe}")
     if threads:
         torch.set_num_threads(threads)
     content = read_recipe(recipe) if recipe else {}
@@ -152,37 +152,43 @@ def _train(
     dry_run: bool = False,
     as_json: bool = False,
 ) -> Path:
+    data, model = recipe.data, recipe.model
+    assert data is not None
+    assert model is not None
     method = recipe.build_method()
-    recipe = recipe.with_test_eps(method)
-    name = f"{Path(recipe.data or '').stem}-{recipe.model}-{method.name}-{recipe.test_eps:.4g}"
-    out = out or Path("runs") / name
-    dataset = load(recipe.data or "")
+    dataset = load(data)
     source = as_source(dataset.train, find_device(device))
+    recipe = resolve(recipe, method, source)
+    name = f"{Path(data).stem}-{model.replace(':', '-')}-{method.name}-{recipe.test_eps:.4g}"
+    out = out or Path("runs") / name
     torch.manual_seed(derive_seed(recipe.seed, "network", 0))
     normalise = recipe.normalise.model_dump() if recipe.normalise else {}
-    assert recipe.model is not None
-    if ":" in recipe.model:
-        network = make_model(recipe.model)
+    if ":" in model:
+        network = make_model(model)
     else:
-        network = build(recipe.model, dataset.train.shape, dataset.classes, **normalise)
+        network = build(model, dataset.train.shape, dataset.classes, **normalise)
     if budget is not None or dry_run:
         graph, index, held_out = prepare(recipe, network, source)
         seconds = predict_seconds(recipe, method, graph, index, held_out)
         if budget is not None:
-            epochs = max(1, int(budget / (seconds / recipe.training.epochs)))
+            epoch = seconds / recipe.training.epochs
+            epochs = max(1, int(budget / epoch))
             training = recipe.training.model_copy(update={"epochs": epochs})
-            seconds *= epochs / recipe.training.epochs
-            recipe = recipe.model_copy(update={"training": training})
-            click.echo(f"budget {budget:.0f} s: {epochs} epochs", err=True)
+            recipe, seconds = recipe.model_copy(update={"training": training}), epochs * epoch
+            click.echo(f"budget {budget:.0f} s: epochs {epochs}, of about {epoch:.2g} s each", err=True)
         if dry_run:
-            click.echo(recipe.to_toml())
-            click.echo(f"# {sum(p.numel() for p in network.parameters()):,} parameters")
-            click.echo(f"# about {seconds:.0f} s on {find_device(device)}")
+            parameters = sum(p.numel() for p in network.parameters())
+            click.echo(recipe.to_toml(), err=as_json)
+            click.echo(f"# {parameters:,} parameters", err=as_json)
+            click.echo(f"# about {seconds:.0f} s on {find_device(device)}", err=as_json)
+            if as_json:
+                settled = recipe.model_dump(exclude_none=True, mode="json")
+                click.echo(to_json({"recipe": settled, "parameters": parameters, "seconds": seconds}))
             return out
     run = run_recipe(recipe, method, network, source, out=out, resume=resume)
     last = run.metrics()[-1]
     click.echo(
-        f"trained {out} in {last['seconds']:.0f} s; held out: clean {last['held_out']['clean']:.2%}, "
+        f"trained {out} in {last['seconds']:.1f} s; held out: clean {last['held_out']['clean']:.2%}, "
         f"certified {last['held_out']['certified']:.2%} at eps {last['held_out']['eps']:.4g}",
         err=as_json,
     )
@@ -200,21 +206,24 @@ def _judging(command: Callable[..., None]) -> Callable[..., None]:
     default = CERTIFICATION_ATTACK
     options = [
         click.argument("target"),
-        click.option("--weights", type=FOLDER, help="Weights (.safetensors) of a factory target."),
-        click.option("--data", help="Data set.  [default: what a run folder was trained on]"),
-        click.option("--eps", type=Radius(), help="Radius in pixel units.  [default: the run's test eps]"),
-        click.option("--norm", type=click.Choice(list(REGIONS)), default="inf", show_default=True),
-        click.option("--first", type=click.IntRange(min=1), help="Only the first N test examples."),
+        click.option("--weights", type=FILE, help="Weights (.safetensors) of a factory target."),
+        click.option("--data", help="Data set, or a .npz file.  [default: what a run was trained on]"),
+        click.option("--eps", type=number,
+                     help="Radius in pixel units, such as 0.3 or 8/255.  [default: the run's test eps]"),
+        click.option("--norm", type=click.Choice(list(REGIONS)), default="inf", show_default=True,
+                     help="In which norm an input moves by at most eps."),
+        click.option("--first", type=click.IntRange(min=1),
+                     help="Only the first N test examples.  [default: all]"),
         click.option("--attack-steps", type=click.IntRange(min=0), default=default.steps, show_default=True,
                      help="Gradient steps of the attack; 0 attacks not at all."),
-        click.option("--attack-step", type=Radius(), default=default.step, show_default=True,
+        click.option("--attack-step", type=number, default=default.step, show_default=True,
                      help="Length of a step, as a share of eps."),
         click.option("--attack-restarts", type=click.IntRange(1), default=default.restarts, show_default=True,
                      help="Random starts of the attack."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random starts."),
+        click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random starts."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
         click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all]"),
-        click.option("--out", type=FOLDER, help="File for the verdicts.  [default: in the run folder]"),
+        click.option("--out", type=FILE, help="File for the verdicts.  [default: in the run folder]"),
         click.option("--resume", is_flag=True, help="Go on with that file."),
         click.option("--json", "as_json", is_flag=True, help="Print a JSON object as the last line."),
     ]  # fmt: skip
@@ -266,8 +275,14 @@ def _judge(
     if data is None or eps is None:
         raise InputError(f"{target} does not say on what data or at which eps: give --data and --eps")
     attack = Pgd(attack_steps, attack_step, attack_restarts, loss="margin") if attack_steps else None
+    if norm == "inf":
+        warn_of_wide(eps)
+    if eps == 0:
+        warnings.warn("at eps 0 nothing moves, and robust means correct: say how far, --eps", stacklevel=2)
     dataset = load(data)
     out = out or _verdict_file(loaded, verifier, norm, eps, resume)
+    if resume and out is None:
+        raise InputError(f"nothing is kept in {target}: say which file to go on with, --out FILE")
     result = certify(
         loaded.model,
         dataset.test,
@@ -285,10 +300,12 @@ def _judge(
     attacked = (
         "not attacked" if attack is None else f"{summary['attacked_accuracy']:.2%} withstand the attack"
     )
+    certified = (
+        f", {summary['certified_accuracy']:.2%} certified by {verifier} ({summary['undecided']} undecided)"
+    )
     click.echo(
-        f"{summary['examples']} examples, eps {eps:.4g} in l_{norm}: {summary['clean_accuracy']:.2%} correct, "
-        f"{attacked}, {summary['certified_accuracy']:.2%} certified by {verifier} "
-        f"({summary['undecided']} undecided; {summary['seconds']:.1f} s)",
+        f"{summary['examples']} examples, eps {eps:.4g} in l_{norm}: {summary['clean_accuracy']:.2%} correct"
+        f", {attacked}{certified if VERIFIERS[verifier] else ''}; {summary['seconds']:.1f} s",
         err=as_json,
     )
     if out is not None:
@@ -312,9 +329,11 @@ def _verdict_file(target: Target, verifier: str, norm: str, eps: float, resume: 
 
 @cli.command("report")
 @click.argument("runs", nargs=-1, required=True, type=FOLDER)
-@click.option("--out", type=FOLDER, help="HTML file.  [default: report.html in the first run folder]")
+@click.option("--out", type=FILE, help="HTML file.  [default: report.html in the first run folder]")
 def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write one self-contained HTML page on one or several RUNS."""
+    from tightrope.report import write_report  # matplotlib takes half a second to import
+
     out = out or runs[0] / "report.html"
     write_report(list(runs), out)
     click.echo(f"report: {out}")
@@ -330,7 +349,7 @@ def list_command(what: str, as_json: bool) -> None:
         "models": lambda: {name: describe(name) for name in model_names()},
         "data": lambda: dict.fromkeys(data_names(), ""),
         "verifiers": lambda: {
-            name: " -> ".join(s.name for s in stages) for name, stages in VERIFIERS.items()
+            name: " -> ".join(s.name for s in stages) or "attack only" for name, stages in VERIFIERS.items()
         },
     }
     listing = listings[what]()
@@ -353,6 +372,8 @@ def _first_line(function: Callable[..., object]) -> str:
 @click.option("--out", type=FOLDER, help="Run folder.  [default: runs/quickstart, or the next free name]")
 def quickstart_command(out: Path | None) -> None:
     """Train a certifiably robust classifier of small digits, certify it, and write a report."""
+    from tightrope.report import write_report
+
     with as_file(files("tightrope") / "quickstart.toml") as path:
         content = tomllib.loads(path.read_text())
     out = out or _free(Path("runs/quickstart"))
@@ -388,17 +409,30 @@ def main() -> None:
     warnings.showwarning = lambda message, *_args, **_kwargs: click.echo(f"warning: {message}", err=True)
     try:
         cli(standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "tightrope"
+        _fail(f"{error.format_message()} (see {command} --help)", error.exit_code)
     except (Interrupted, click.Abort, KeyboardInterrupt):
         click.echo("interrupted: what was done is kept; go on with --resume", err=True)
         sys.exit(130)
     except TightropeError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        reason = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        _fail(f"{reason}; check the path, its permissions and the free space", 1 if _is_full(error) else 2)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate" not in str(error):
             raise
-        click.echo(f"error: out of memory; lower training.batch, or take --device cpu ({error})", err=True)
-        sys.exit(1)
+        _fail(f"out of memory; lower training.batch, or take --device cpu ({error})", 1)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(status)
+
+
+def _is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -7,14 +7,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from tightrope.errors import InputError, TightropeError
+
+T = TypeVar("T")
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -33,19 +37,76 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TightropeError(
-                f"no space left to write {path}; what was there before is kept. Free some space"
-            ) from error
+        _explain_full_disk(path, error)
         raise
 
 
+def _explain_full_disk(path: Path, error: OSError) -> None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise TightropeError(
+            f"no space left to write {path}; what was there before is kept. Free some space"
+        ) from error
+
+
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append JSON objects, one a line, and see them onto the disk."""
-    with path.open("a") as file:
-        file.writelines(to_json(record) + "\n" for record in records)
-        file.flush()
-        os.fsync(file.fileno())
+    """Append JSON objects, one a line, and see them onto the disk: all of them or, where that fails, none.
+
+    Raises:
+        TightropeError: if the disk is full; the file is as it was.
+    """
+    content = "".join(to_json(record) + "\n" for record in records).encode()
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with suppress(OSError):
+            os.truncate(path, size)
+        _explain_full_disk(path, error)
+        raise
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """The lines that `append_lines` wrote; a last one that a crash cut off is left out.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    try:
+        *lines, rest = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; check the path and its permissions"
+        ) from None
+    with suppress(ValueError):
+        json.loads(rest)  # a whole record that only lacks its newline counts
+        lines.append(rest)
+    return lines
+
+
+def check_line(kind: TypeAdapter[T], line: bytes, path: Path, number: int) -> T:
+    """The JSON value of a line, checked against what it should be.
+
+    Args:
+        kind: what it should be.
+        line: the line.
+        path: the file it is from, for the error.
+        number: its number in that file, from 1.
+
+    Raises:
+        InputError: if it is something else; the message names file, line and key.
+    """
+    try:
+        return kind.validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path}, line {number}: {f'{where}: ' if where else ''}{first['msg']}; "
+            "restore the file, or make it again"
+        ) from None
 
 
 def to_json(record: Mapping[str, Any], indent: int | None = None) -> str:

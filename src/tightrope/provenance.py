@@ -34,6 +34,7 @@ def _commit() -> str | None:
     """The commit of the checkout that runs, with "+" if it was changed since; None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
+        _git(here, "ls-files", "--error-unmatch", __file__)  # an installed copy may lie in another repository
         commit = _git(here, "rev-parse", "HEAD")
         return commit + (
             "+" if _git(here, "status", "--porcelain", "--untracked-files=no", "--", str(here)) else ""

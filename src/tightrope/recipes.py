@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from tightrope.errors import InputError, RecipeError
 from tightrope.train import METHODS, Method, Ramp, Steps, Training
-from tightrope.train.schedules import Real, last
+from tightrope.train.schedules import Real, Whole, last
 
 
 class Augmentation(BaseModel):
@@ -29,7 +29,7 @@ class Augmentation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     flip: bool = False
-    pad: int = Field(default=0, ge=0)
+    pad: Whole = Field(default=0, ge=0)
     mode: Literal["edge", "zeros"] = "edge"
 
 
@@ -61,9 +61,9 @@ class Recipe(BaseModel):
 
     data: str | None = None
     model: str | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
     test_eps: Annotated[Real, Field(ge=0)] | None = None
-    held_out: int = Field(default=1000, ge=1)
+    held_out: Whole = Field(default=1000, ge=1)
     method: dict[str, Any]
     training: Training = Training()
     augment: Augmentation = Augmentation()
@@ -127,7 +127,7 @@ def parse_recipe(content: Mapping[str, Any], source: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(_explain(error, source, _known_keys())) from None
+        raise RecipeError(_explain(error, source, _places())) from None
     method = recipe.build_method()
     return recipe.model_copy(update={"method": {"name": method.name, **method.options}})
 
@@ -139,9 +139,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
         RecipeError: if the file is missing or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe {path}") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid TOML: {error}") from None
 
@@ -178,17 +180,16 @@ def build_method(options: Mapping[str, Any]) -> Method:
         RecipeError: if the method or one of its options is unknown, or a value makes no sense.
     """
     name = options.get("name")
-    if name not in METHODS:
-        raise RecipeError(
-            f"unknown method {name!r}{_nearest(str(name), METHODS)}; there are {', '.join(METHODS)}"
-        )
+    if not isinstance(name, str) or name not in METHODS:
+        seen = "method.name is missing" if name is None else f"unknown method {name!r}"
+        nearest = _nearest(str(name), {known: known for known in METHODS})
+        raise RecipeError(f"{seen}{nearest}; there are {', '.join(METHODS)}")
     model = options_of(METHODS[name])
     try:
         checked = model.model_validate({k: v for k, v in options.items() if k != "name"})
     except ValidationError as error:
-        raise RecipeError(
-            _explain(error, f"method {name}", set(model.model_fields) | _schedule_keys())
-        ) from None
+        keys = {key: key for key in (*_SCHEDULE_KEYS, *model.model_fields)}
+        raise RecipeError(_explain(error, f"method {name}", keys)) from None
     try:
         return METHODS[name](**{key: getattr(checked, key) for key in model.model_fields})
     except InputError as error:
@@ -208,28 +209,38 @@ def options_of(function: Callable[..., Any]) -> type[BaseModel]:
     )
 
 
-def _schedule_keys() -> set[str]:
-    return set(Ramp.model_fields) | set(Steps.model_fields)
+_SCHEDULE_KEYS = {**Ramp.model_fields, **Steps.model_fields}
 
 
-def _known_keys() -> set[str]:
-    models: tuple[type[BaseModel], ...] = (Recipe, Training, Augmentation, Normalisation)
-    return _schedule_keys().union(*(model.model_fields for model in models))
+def _places() -> dict[str, str]:
+    """Where each key of a recipe belongs: its full name by its last part."""
+    tables: list[tuple[str, type[BaseModel]]] = [
+        *(("method.", options_of(method)) for method in METHODS.values()),
+        ("normalise.", Normalisation),
+        ("augment.", Augmentation),
+        ("training.", Training),
+        ("", Recipe),
+    ]
+    places = {key: key for key in _SCHEDULE_KEYS}
+    return places | {key: f"{table}{key}" for table, model in tables for key in model.model_fields}
 
 
-def _explain(error: ValidationError, source: str, known: Iterable[str]) -> str:
+def _explain(error: ValidationError, source: str, known: Mapping[str, str]) -> str:
     lines = []
     for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
+        # In angle brackets is the form of a number (see `Number`), which is no key.
+        place = ".".join(part for part in map(str, problem["loc"]) if not part.startswith("<"))
         if problem["type"] == "extra_forbidden":
             lines.append(f"  unknown key {place}{_nearest(str(problem['loc'][-1]), known)}")
         elif problem["type"] == "missing":
             lines.append(f"  {place} is missing")
+        elif problem["type"] == "value_error":
+            lines.append(f"  {place}: {problem['ctx']['error']}")
         else:
             lines.append(f"  {place}: {problem['msg']} (got {problem['input']!r})")
     return f"{source} cannot be used:\n" + "\n".join(lines)
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def _nearest(word: str, known: Mapping[str, str]) -> str:
     match = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""
+    return f" (did you mean {known[match[0]]!r}?)" if match else ""

@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import importlib
 import sys
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from tightrope.errors import InputError
 from tightrope.files import load_tensors, read_json
 from tightrope.models import build
+from tightrope.recipes import parse_recipe, read_recipe
 
-MODEL_FORMAT = "tightrope-model/1"
+
+class ModelFacts(BaseModel):
+    """What `model.json` says: how to rebuild a network, without its weights.
+
+    Args:
+        format: of this file.
+        name: of the network, or `package.module:factory`; None if it was trained from Python.
+        input_shape: shape of one input.
+        classes: number of logits.
+        mean: of the normalisation that the network begins with, if any.
+        std: likewise.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["tightrope-model/1"] = "tightrope-model/1"
+    name: str | None
+    input_shape: tuple[int, ...]
+    classes: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,25 +76,29 @@ def load_target(target: str, weights: Path | None = None) -> Target:
         model = make_model(target)
         load_weights(model, weights)
         return Target(model.eval(), None, None, None)
-    raise InputError(f"there is no {target}: give a run folder, or package.module:factory with --weights")
+    seen = "is a file" if folder.exists() else "does not exist"
+    raise InputError(f"{target} {seen}: give a run folder, or package.module:factory with --weights")
 
 
 def make_model(factory: str) -> nn.Module:
     """The network that `package.module:factory` makes.
 
     Raises:
-        InputError: if it cannot be imported, or makes no network.
+        InputError: if it cannot be imported, fails, or makes no network.
     """
     module_name, _, name = factory.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
         model = getattr(importlib.import_module(module_name), name)()
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{factory} cannot be imported: {error}") from error
+    except Exception as error:  # whatever a user's code raises
+        raise InputError(
+            f"{factory} cannot be made ({type(error).__name__}: {error}): it must name a function without "
+            "arguments that returns a network, in a module that Python finds from here"
+        ) from error
     finally:
         sys.path.pop(0)
     if not isinstance(model, nn.Module):
-        raise InputError(f"{factory} made a {type(model).__name__}, not a torch.nn.Module")
+        raise InputError(f"{factory} returned a {type(model).__name__}: it must return a torch.nn.Module")
     return model
 
 
@@ -96,27 +121,34 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def _from_folder(folder: Path) -> Target:
     if not (folder / "model.json").exists():
         raise InputError(f"{folder} is no run folder (it has no model.json)")
-    facts = read_json(folder / "model.json")
-    if facts.get("format") != MODEL_FORMAT:
-        raise InputError(f"{folder}/model.json has format {facts.get('format')!r}, expected {MODEL_FORMAT!r}")
-    name = facts["name"]
-    if name is None:
+    facts = _read_facts(folder / "model.json")
+    if facts.name is None:
         raise InputError(
             f"{folder} was trained from Python, so its network cannot be rebuilt from a name: certify it as "
             f"package.module:factory --weights {folder / 'model.safetensors'}"
         )
     model = (
-        make_model(name)
-        if ":" in name
-        else build(name, facts["input_shape"], facts["classes"], facts["mean"], facts["std"])
+        make_model(facts.name)
+        if ":" in facts.name
+        else build(facts.name, facts.input_shape, facts.classes, facts.mean, facts.std)
     )
     if not (folder / "model.safetensors").exists():
         raise InputError(
             f"{folder} holds no weights yet: finish the run with `tightrope train --resume --out {folder}`"
         )
     load_weights(model, folder / "model.safetensors")
-    recipe: dict[str, Any] = {}
-    if (folder / "recipe.toml").exists():
-        recipe = tomllib.loads((folder / "recipe.toml").read_text())
+    data = eps = None
+    if (path := folder / "recipe.toml").exists():
+        recipe = parse_recipe(read_recipe(path), str(path))
+        data, eps = recipe.data, recipe.with_test_eps(recipe.build_method()).test_eps
     is_run = (folder / "checkpoint").is_dir()
-    return Target(model.eval(), recipe.get("data"), recipe.get("test_eps"), folder if is_run else None)
+    return Target(model.eval(), data, eps, folder if is_run else None)
+
+
+def _read_facts(path: Path) -> ModelFacts:
+    facts = read_json(path)
+    try:
+        return ModelFacts.model_validate(facts)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        raise InputError(f"{path} cannot be used ({problems}); restore it") from None

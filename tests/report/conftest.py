@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import Markup, escape
 
 
 def verdict(index: int, status: str, **changes: Any) -> dict[str, Any]:
@@ -16,8 +17,9 @@ def verdict(index: int, status: str, **changes: Any) -> dict[str, Any]:
     return record | {"seconds": 0.002, "witness": None} | changes
 
 
-def witness(values: np.ndarray) -> dict[str, Any]:
+def witness(values: np.ndarray, predicted: int = 3) -> dict[str, Any]:
     return {
+        "predicted": predicted,
         "shape": list(values.shape),
         "float64": base64.b64encode(values.astype("<f8").tobytes()).decode(),
     }
@@ -50,25 +52,50 @@ TEN = [
     verdict(9, "misclassified", predicted=3),
 ]
 
+RECIPE = """
+data = "digits"
+model = "dm-small"
+seed = 0
+test_eps = 0.3
+
+[method]
+name = "ibp"
+eps = 0.4
+kappa = 0.5
+
+[training]
+epochs = 3
+"""
+
 MakeRun = Callable[..., Path]
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """Make a run folder: of 10 examples 6 robust, 1 undecided, 2 falsified, 1 misclassified.
+def drawn() -> None:
+    """Ask for real plots."""
 
-    Plots are what takes time, so the metrics are there only where a test asks for them.
-    """
+
+@pytest.fixture(autouse=True)
+def _quick_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave plots empty but for their description, unless a test asks for them: drawing takes the time."""
+
+    def empty(figure: object, key: str, alt: str) -> Markup:
+        return Markup(f'<svg role="img" aria-label="{escape(alt)}"></svg>')
+
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("tightrope.report.figures._svg", empty)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Make a run folder: of 10 examples 6 robust, 1 undecided, 2 falsified, 1 misclassified."""
 
     def make(
         name: str = "a", verdicts: list[dict[str, Any]] | None = None, metrics: bool = False, **changes: Any
     ) -> Path:
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
-        (folder / "recipe.toml").write_text(
-            'data = "digits"\nmodel = "dm-small"\nmethod = "ibp"\nwith = ["reweight"]\n'
-            "eps = 0.4\ntest_eps = 0.3\nseed = 0\n"
-        )
+        (folder / "recipe.toml").write_text(RECIPE)
         (folder / "environment.json").write_text(
             json.dumps(
                 {"commit": "abc1234", "machine": "the lab's machine", "date": "2026-11-20T12:00:00+00:00"}

@@ -11,6 +11,7 @@ import torch
 from tightrope.errors import DataError, InputError
 from tightrope.report import write_report
 from tightrope.report.page import clopper_pearson, eps_text
+from tightrope.verify.stages import LARGEST
 
 from .conftest import TEN, epoch, header, verdict, witness, write_lines
 
@@ -73,15 +74,14 @@ def digits(monkeypatch):
         def images(self, index):
             return torch.full((len(index), *self.shape), 0.5)
 
-    test = Test()
-    data = types.SimpleNamespace(test=test, class_names=tuple("0123456789"))
-    monkeypatch.setattr("tightrope.data.load", lambda name, root=None, download=True: data)
-    return test
+    data = types.SimpleNamespace(test=Test(), class_names=tuple("0123456789"))
+    monkeypatch.setattr("tightrope.report.examples.load_data", lambda name, root=None, download=True: data)
+    return data
 
 
 def test_the_header_says_what_was_trained_and_how(report, make_run):
     text = report(make_run(metrics=True)).text
-    for words in ("digits", "dm-small", "ibp + reweight", "Training eps 0.4", "Test eps 0.3", "Seed 0"):
+    for words in ("digits", "dm-small", "Method ibp", "Training eps 0.4", "Test eps 0.3", "Seed 0"):
         assert words in text
     for words in (
         "abc1234",
@@ -126,11 +126,11 @@ def test_the_verdict_table_counts_and_times_each_stage(report, make_run):
     assert "all 4 100.0 % 5 min 00 s 2 ms" in text
 
 
-def test_the_page_is_self_contained_and_accessible(report, make_run, digits):
+def test_the_page_is_self_contained_and_accessible(report, make_run, digits, drawn):
     values = np.full((1, 4, 4), 0.6)
     page = report(
         make_run(verdicts=[verdict(0, "falsified", witness=witness(values)), *TEN[1:]], metrics=True),
-        make_run("b", metrics=True),
+        make_run("b"),
     )
     assert "http" not in page.source
     for _, attributes in page.elements:
@@ -148,14 +148,14 @@ def test_the_page_is_self_contained_and_accessible(report, make_run, digits):
     assert set(targets) <= set(ids)
 
 
-def test_the_same_folders_give_the_same_bytes(tmp_path, make_run):
+def test_the_same_folders_give_the_same_bytes(tmp_path, make_run, drawn):
     folder = make_run(metrics=True)
     write_report([folder], tmp_path / "1.html")
     write_report([folder], tmp_path / "2.html")
     assert (tmp_path / "1.html").read_bytes() == (tmp_path / "2.html").read_bytes()
 
 
-def test_there_is_a_plot_for_everything_the_metrics_hold(report, make_run):
+def test_there_is_a_plot_for_everything_the_metrics_hold(report, make_run, drawn):
     page = report(make_run(metrics=True))
     titles = {"Margins", "Held-out accuracy", "Losses", "Schedules", "Layers"}
     assert titles <= set(page.words)
@@ -164,7 +164,7 @@ def test_there_is_a_plot_for_everything_the_metrics_hold(report, make_run):
 
 
 def test_what_has_no_data_is_left_out(report, make_run):
-    folder = make_run(verdicts=[verdict(0, "robust", margin=None)])
+    folder = make_run(verdicts=[])
     write_lines(folder / "metrics.jsonl", [{"epoch": 1, "losses": {"natural": 0.5}}])
     page = report(folder)
     assert len(page.all("svg")) == 1
@@ -172,17 +172,19 @@ def test_what_has_no_data_is_left_out(report, make_run):
     assert not {"Margins", "Held-out accuracy", "Schedules", "Layers"} & set(page.words)
 
 
-def test_values_that_are_not_finite_do_not_stop_the_plots(report, make_run):
+def test_values_that_are_not_finite_do_not_stop_the_plots(report, make_run, drawn):
     folder = make_run(
-        verdicts=[verdict(0, "robust", margin=math.inf), verdict(1, "undecided", margin=-math.inf)]
+        verdicts=[verdict(0, "robust", margin=LARGEST), verdict(1, "undecided", margin=-LARGEST)]
     )
     write_lines(
         folder / "metrics.jsonl", [epoch(1), epoch(2, losses={"natural": math.nan, "robust": math.inf})]
     )
-    assert "Losses" in report(folder).words
+    page = report(folder)
+    assert "Losses" in page.words
+    assert "2 examples beyond the ends" in page.text
 
 
-def test_equal_margins_of_zero_still_make_a_histogram(report, make_run):
+def test_equal_margins_of_zero_still_make_a_histogram(report, make_run, drawn):
     assert "Margins" in report(make_run(verdicts=[verdict(0, "undecided", margin=0.0)])).words
 
 
@@ -199,6 +201,24 @@ def test_each_missing_piece_is_said_in_a_sentence(report, make_run):
     for name in ("recipe.toml is missing", "environment.json is missing", "metrics.jsonl is missing"):
         assert name in text
     assert "Data digits Test eps 0.3" in text  # from the certify file
+
+
+def test_a_run_from_python_has_no_names_for_data_and_model(report, make_run):
+    folder = make_run()
+    (folder / "recipe.toml").write_text('[method]\nname = "standard"\n')
+    write_lines(folder / "certify-ibp.jsonl", [header() | {"data": None}, *TEN])
+    text = report(folder).text
+    assert "10 test examples of unnamed data" in text
+    assert "Method standard" in text
+    assert "Training eps" not in text
+
+
+@pytest.mark.parametrize("eps", ['"8/255"', '{ shape = "linear", end = "8/255", finish = 0.5 }'])
+def test_the_training_eps_is_where_its_schedule_ends(report, make_run, eps):
+    folder = make_run()
+    recipe = (folder / "recipe.toml").read_text()
+    (folder / "recipe.toml").write_text(recipe.replace("eps = 0.4", f"eps = {eps}"))
+    assert "Training eps 8/255" in report(folder).text
 
 
 def test_a_run_that_is_not_certified_yet_says_how_to(report, make_run):
@@ -230,7 +250,7 @@ def test_several_runs_are_compared_first(report, make_run):
     )
     text = page.text
     comparison = text[: text.index("Held-out accuracy")]
-    assert "first digits · dm-small · ibp + reweight · trained at eps 0.4" in comparison
+    assert "first digits · dm-small · ibp · trained at eps 0.4" in comparison
     assert "verifier crown, eps 0.3 (l∞), 10 test examples of digits 90.0 % 9 of 10 n/a" in comparison
     assert "The rows differ" not in text
     labels = [svg["aria-label"] for svg in page.all("svg")]
@@ -253,7 +273,7 @@ def test_folders_of_the_same_name_are_told_apart(report, make_run, tmp_path):
     assert str(tmp_path / "runs" / "x" / "run") in text
 
 
-def test_what_stands_in_the_files_cannot_become_markup(report, make_run):
+def test_what_stands_in_the_files_cannot_become_markup(report, make_run, drawn):
     folder = make_run(verifier="<script>alert(1)</script>")
     write_lines(folder / "metrics.jsonl", [epoch(1, losses={"<script>": 1.0, r"$\frac$": 2.0})])
     page = report(folder)
@@ -265,15 +285,15 @@ class TestExamples:
     """Pictures of successful attacks."""
 
     @staticmethod
-    def falsified(count, change=0.3, shape=(1, 4, 4), **changes):
-        values = witness(np.full(shape, 0.5 + change))
-        return [verdict(index, "falsified", witness=values, **changes) for index in range(count)]
+    def falsified(count, change=0.3, shape=(1, 4, 4)):
+        values = witness(np.full(shape, 0.5 + change), predicted=3)
+        return [verdict(index, "falsified", witness=values) for index in range(count)]
 
     def test_at_most_eight_are_drawn_in_three_pictures_each(self, report, make_run, digits):
-        page = report(make_run(verdicts=self.falsified(10, predicted=3)))
+        page = report(make_run(verdicts=self.falsified(10)))
         assert len(page.all("img")) == 24
         assert "8 of 10 inputs" in page.text
-        assert "True 7; predicted 3 after the change" in page.text
+        assert page.text.count(" 7 → 3 ") == 8
         assert "1.67" in page.text
         assert "largest change of a pixel 0.3" in page.text
 
@@ -282,11 +302,12 @@ class TestExamples:
         write_lines(folder / "certify-crown.jsonl", [header(verifier="crown"), *self.falsified(2)])
         assert len(report(folder).all("img")) == 6
 
-    def test_a_prediction_that_the_file_does_not_give_is_not_made_up(self, report, make_run, digits):
-        assert "True 7; predicted as another class" in report(make_run(verdicts=self.falsified(1))).text
+    def test_classes_are_called_by_their_names(self, report, make_run, digits):
+        digits.class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse")
+        assert "7 (horse) → 3 (cat)" in report(make_run(verdicts=self.falsified(1))).text
 
     def test_colour_images_are_drawn(self, report, make_run, digits):
-        digits.shape = (3, 4, 4)
+        digits.test.shape = (3, 4, 4)
         page = report(make_run(verdicts=self.falsified(1, shape=(3, 4, 4))))
         assert len(page.all("img")) == 3
         assert "mid-grey is no change" in page.text
@@ -316,7 +337,7 @@ class TestExamples:
         assert "0.4 away, more than eps" in page.text
 
     def test_inputs_that_are_not_images_are_not_drawn(self, report, make_run, digits):
-        digits.shape = (2,)
+        digits.test.shape = (2,)
         page = report(make_run(verdicts=self.falsified(1, shape=(2,))))
         assert "Inputs of shape (2,) are not images" in page.text
 
@@ -325,13 +346,13 @@ class TestExamples:
             assert not download
             raise DataError("mnist is missing")
 
-        monkeypatch.setattr("tightrope.data.load", load)
+        monkeypatch.setattr("tightrope.report.examples.load_data", load)
         text = report(make_run(verdicts=self.falsified(1))).text
         assert "The data set “digits” is not at hand, so they are not drawn (mnist is missing)." in text
 
     def test_a_broken_witness_is_an_error_that_names_the_file(self, report, make_run, digits):
-        broken = {"shape": [1, 4, 4], "float64": "AAAA"}
-        with pytest.raises(InputError, match=r"certify-ibp\.jsonl, example 0: the witness"):
+        broken = {"shape": [1, 4, 4], "float64": "AAAA", "predicted": 3}
+        with pytest.raises(InputError, match=r"certify-ibp\.jsonl, line 2: a witness of shape"):
             report(make_run(verdicts=[verdict(0, "falsified", witness=broken)]))
 
 
@@ -354,6 +375,13 @@ class TestErrors:
         folder = make_run()
         with pytest.raises(InputError, match="given twice"):
             write_report([folder, folder], tmp_path / "report.html")
+
+    @pytest.mark.parametrize("name", ["model = 1", 'method = "ibp"', "[method]\neps = 0.1", "test_eps = 'a'"])
+    def test_a_recipe_that_is_none(self, make_run, tmp_path, name):
+        folder = make_run()
+        (folder / "recipe.toml").write_text(name)
+        with pytest.raises(InputError, match=r"recipe\.toml: .*restore the file"):
+            write_report([folder], tmp_path / "report.html")
 
     @pytest.mark.parametrize(
         "name", ["recipe.toml", "environment.json", "metrics.jsonl", "certify-ibp.jsonl"]

@@ -123,7 +123,8 @@ class Conv(Affine):
     """`nn.Conv1d`, `2d` and `3d` with every attribute.
 
     `padding` is what the convolution itself pads with zeros. Any other padding is done before, by
-    `F.pad(mode=pad_mode, pad=pad)`: it only copies entries, so it is its own absolute value.
+    `F.pad(mode=pad_mode, pad=pad)`: it only copies entries, so it is its own absolute value. Where one
+    window reads an entry and its copy, `absolute` counts both: sound, but larger than `|W| r` there.
     """
 
     weight: Parameter

@@ -56,8 +56,8 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
                 f"the network cannot be traced: {error}. Its forward may not branch on values; "
                 "see docs/architecture.md for what a network may contain"
             ) from error
-        values = _probe(module, fx_graph, torch.Size(input_shape))
-        graph = _translate(module, fx_graph, values)
+        values, stale = _probe(module, fx_graph, torch.Size(input_shape))
+        graph = _translate(module, fx_graph, values, stale)
         _check_same(module, graph)
     return graph
 
@@ -66,9 +66,10 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # so that nothing is computed from a buffer once and for all
 
     def create_arg(self, a: Any) -> Any:
-        attributes = (*self.tensor_attrs, *self.root.parameters(), *self.root.buffers())
-        if isinstance(a, Tensor) and not any(a is attribute for attribute in attributes):
-            raise _Unsupported("its forward makes a tensor; register it as a buffer instead")
+        if isinstance(a, Tensor):
+            owned = (*self.root.parameters(), *self.root.buffers(), *self.tensor_attrs)
+            if not any(a is tensor for tensor in owned):
+                raise _Unsupported("it makes a tensor in its forward; register that as a buffer instead")
         return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -102,14 +103,25 @@ def _check_finite(module: nn.Module) -> None:
             )
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
-def _probe(module: nn.Module, graph: fx.Graph, shape: torch.Size) -> dict[fx.Node, Any]:
-    """Run the network once, on zeros, and note what every fx node yields."""
+def _probe(module: nn.Module, graph: fx.Graph, shape: torch.Size) -> tuple[dict[fx.Node, Any], set[fx.Node]]:
+    """Run the network once, on zeros.
+
+    Returns:
+        What every fx node yields, and the nodes that read a value which was overwritten in place.
+    """
     values: dict[fx.Node, Any] = {}
+    versions: dict[fx.Node, int] = {}
+    stale: set[fx.Node] = set()
 
     class Recorder(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
+            if any(values[i]._version != versions[i] for i in n.all_input_nodes if i in versions):
+                stale.add(n)
             values[n] = super().run_node(n)
+            if isinstance(values[n], Tensor) and not values[n].is_inference():
+                versions[n] = values[n]._version
             return values[n]
 
     if len([n for n in graph.nodes if n.op == "placeholder"]) != 1:
@@ -122,7 +134,7 @@ def _probe(module: nn.Module, graph: fx.Graph, shape: torch.Size) -> dict[fx.Nod
         raise InputError(
             f"the network does not take inputs of shape {tuple(shape)}: {_reason(error)}"
         ) from error
-    return values
+    return values, stale
 
 
 def _reason(error: Exception) -> str:
@@ -130,12 +142,14 @@ def _reason(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any]) -> Graph:
+def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any], stale: set[fx.Node]) -> Graph:
     nodes: list[Node] = []
     index: dict[fx.Node, int] = {}
     problems: list[str] = []
     for n in graph.nodes:
         value = values[n]
+        if n in stale:
+            problems.append(f"  {n.name}: it reads a value that an operator before it overwrote in place")
         if n.op in ("get_attr", "output") or not _holds_tensors(value):
             continue
         if n.op == "placeholder":
@@ -168,7 +182,7 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any]) -
         )
     output = next(n for n in graph.nodes if n.op == "output").args[0]
     logits = values[output] if isinstance(output, fx.Node) else output
-    if output not in index or logits.ndim != 2:
+    if not isinstance(output, fx.Node) or output not in index or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"the network must return logits of shape (batch, classes), got {got}")
     if index[output] != len(nodes) - 1:
@@ -287,7 +301,7 @@ def _batch_norm(m: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, _call: _Cal
     return norm
 
 
-def _average(function: Callable[[Tensor], Tensor], divisor: float | None) -> ops.Operator:
+def _average(function: Callable[[Tensor], Tensor], divisor: int | None) -> ops.Operator:
     if divisor is not None and divisor < 0:
         raise _Unsupported(f"its divisor is negative ({divisor})")
     return ops.Averaging(function)
@@ -306,11 +320,11 @@ def _max_pool(m: nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d, _call: _Call) -> op
 def _pad(pad: Sequence[int], value: float, call: _Call) -> ops.Operator:
     if len(pad) // 2 > len(call.shape):
         raise _Unsupported("it pads the batch dimension")
-    return ops.Pad(tuple(int(p) for p in pad), float(value))
+    return ops.Pad(tuple(int(p) for p in pad), value)
 
 
 def _constant_pad(m: Any, call: _Call) -> ops.Operator:
-    return _pad(m.padding, m.value, call)
+    return _pad(m.padding, float(m.value), call)
 
 
 def _reshape(_m: nn.Module, call: _Call) -> ops.Operator:
@@ -371,10 +385,10 @@ def _flatten_call(call: _Call) -> Made:
     return ops.Reshape(call.shape)
 
 
-def _bind(function: Callable[..., Tensor], *names: str) -> Callable[[_Call], Callable[[Tensor], Tensor]]:
+def _bind(function: Callable[..., Tensor], *names: str) -> Callable[[_Call], partial[Tensor]]:
     """A pooling function with the call's own options bound."""
 
-    def rule(call: _Call) -> Callable[[Tensor], Tensor]:
+    def rule(call: _Call) -> partial[Tensor]:
         call.refuse_others(1 + len(names), "input", *names)
         given = {name: call.get(i, name) for i, name in enumerate(names, start=1)}
         return partial(function, **{name: value for name, value in given.items() if value is not None})
@@ -384,7 +398,12 @@ def _bind(function: Callable[..., Tensor], *names: str) -> Callable[[_Call], Cal
 
 def _averaging(function: Callable[..., Tensor], *names: str) -> CallRule:
     bind = _bind(function, *names)
-    return lambda call: _average(bind(call), call.get(len(names), "divisor_override"))
+
+    def rule(call: _Call) -> ops.Operator:
+        bound = bind(call)
+        return _average(bound, bound.keywords.get("divisor_override"))
+
+    return rule
 
 
 def _maximum(function: Callable[..., Tensor]) -> CallRule:
@@ -396,7 +415,7 @@ def _pad_call(call: _Call) -> Made:
     call.refuse_others(4, "input", "pad", "mode", "value")
     if call.get(2, "mode", "constant") != "constant":
         raise _Unsupported("only constant padding is supported here; use the convolution's padding_mode")
-    return _pad(call.get(1, "pad"), call.get(3, "value") or 0.0, call)
+    return _pad(call.get(1, "pad"), float(call.get(3, "value") or 0.0), call)
 
 
 def _linear_call(call: _Call) -> Made:
@@ -541,7 +560,7 @@ def _check_same(module: nn.Module, graph: Graph) -> None:
     # Another batch size than the probing pass had, so that a network which mixes examples shows.
     x = torch.rand(_BATCH + 1, *graph.input_shape, generator=generator).to(like)
     try:
-        expected, got = module(x), graph.run(x)[0]
+        expected, got = module(x.clone()), graph.run(x)[0]  # the module may overwrite its input
     except Exception as error:
         raise UnsupportedOperatorError(
             f"the network takes a batch of {_BATCH} examples but not one of {_BATCH + 1}, so its forward "

@@ -7,17 +7,18 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.image
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from tightrope.errors import InputError, TightropeError
-from tightrope.report.read import Certificate, VerdictRow, witness_values
-
-if TYPE_CHECKING:
-    from tightrope.data import DataSet
+from tightrope.data import DataSet
+from tightrope.data import load as load_data
+from tightrope.errors import TightropeError
+from tightrope.report.read import Certificate
+from tightrope.verify import Verdict, Witness
 
 MOST = 8
 _NO_METADATA: dict[str, Any] = {"Software": None}
@@ -32,7 +33,7 @@ class Example:
 
     index: int
     label: str
-    predicted: str | None  # None: the file gives only the prediction for the original
+    predicted: str
     original: str
     perturbation: str
     perturbed: str
@@ -49,63 +50,50 @@ def examples(certificates: Sequence[Certificate], load: Load) -> tuple[list[Exam
 
     Returns:
         At most 8 examples, and a sentence on why there are none although attacks succeeded ("" otherwise).
-
-    Raises:
-        InputError: a witness is broken.
     """
-    found: dict[int, tuple[Certificate, VerdictRow]] = {}
+    found: dict[int, tuple[Certificate, Verdict, Witness]] = {}
     for certificate in certificates:
-        for row in certificate.verdicts:
-            if row["status"] == "falsified" and row.get("witness"):
-                found.setdefault(row["index"], (certificate, row))
+        for verdict in certificate.verdicts:
+            if verdict.witness is not None:
+                found.setdefault(verdict.index, (certificate, verdict, verdict.witness))
     drawn: list[Example] = []
-    for certificate, row in list(found.values())[:MOST]:
-        name = certificate.header["data"]
+    for certificate, verdict, witness in list(found.values())[:MOST]:
         try:
-            data = load(name)
+            data = load(certificate.data)
         except (TightropeError, OSError) as error:
-            return [], f"The data set “{name}” is not at hand, so they are not drawn ({error})."
-        example = _example(certificate, row, data)
+            return [], f"The data set “{certificate.data}” is not at hand, so they are not drawn ({error})."
+        example = _example(certificate, verdict, witness, data)
         if isinstance(example, str):
             return [], example
         drawn.append(example)
     return drawn, ""
 
 
-def _example(certificate: Certificate, row: VerdictRow, data: DataSet) -> Example | str:
-    import torch
-
-    index, name, identity = row["index"], certificate.header["data"], certificate.header["identity"]
+def _example(certificate: Certificate, verdict: Verdict, witness: Witness, data: DataSet) -> Example | str:
+    index, identity = verdict.index, certificate.identity
     stranger = (
-        f"The data set “{name}” at hand is not the one that was certified ({{}}), so they are not drawn."
+        f"The data set “{certificate.data}” at hand is not the one that was certified ({{}}), "
+        "so they are not drawn."
     )
     if index >= len(data.test):
         return stranger.format(f"it has no test example {index}")
-    if int(data.test.y[index]) != row["label"]:
+    if int(data.test.y[index]) != verdict.label:
         return stranger.format(f"test example {index} has another label")
-    witness = row.get("witness")
-    assert witness is not None
-    try:
-        perturbed = witness_values(witness)
-    except InputError as error:
-        raise InputError(f"{certificate.path}, example {index}: {error}") from None
     original = data.test.images(torch.tensor([index]))[0].double().cpu().numpy()
+    perturbed = witness.point.numpy()
     if original.shape != perturbed.shape:
         return stranger.format(f"example {index} has shape {original.shape}, its witness {perturbed.shape}")
     if original.ndim != 3 or original.shape[0] not in (1, 3):
         return f"Inputs of shape {original.shape} are not images, so they are not drawn."
     change = perturbed - original
-    size = np.linalg.norm(
-        np.maximum(abs(change) - _ROUNDING, 0).ravel(), float(str(identity.get("norm", "inf")))
-    )
+    size = np.linalg.norm(np.maximum(abs(change) - _ROUNDING, 0).ravel(), float(identity["norm"]))
     if size > identity["eps"] * (1 + _ROUNDING):
         return stranger.format(f"the witness of example {index} is {size:.4g} away, more than eps")
     largest = float(abs(change).max())
-    names = data.class_names
     return Example(
         index=index,
-        label=_class(names, row["label"]),
-        predicted=_class(names, row["predicted"]) if row["predicted"] != row["label"] else None,
+        label=_class(data.class_names, verdict.label),
+        predicted=_class(data.class_names, witness.predicted),
         original=_png(original),
         perturbation=_png(0.5 + change / (2 * largest or 1.0), signed=True),
         perturbed=_png(perturbed),
@@ -143,10 +131,8 @@ def loader(root: Path | None) -> Load:
     loaded: dict[str, DataSet] = {}
 
     def get(name: str) -> DataSet:
-        from tightrope.data import load
-
         if name not in loaded:
-            loaded[name] = load(name, root=root, download=False)
+            loaded[name] = load_data(name, root=root, download=False)
         return loaded[name]
 
     return get

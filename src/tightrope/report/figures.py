@@ -17,7 +17,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 
-from tightrope.report.read import STATUSES, Epoch, VerdictRow
+from tightrope.report.read import Epoch
+from tightrope.verify import Status, Verdict
+from tightrope.verify.stages import LARGEST
 
 # Okabe and Ito's palette, told apart with every common colour blindness. The page's style sheet gives each
 # name a value for light and for dark; the hexadecimal values here only mark the place in matplotlib's output.
@@ -30,7 +32,12 @@ PALETTE = {
     "sky": "#56b4e9",
     "grey": "#8a8a8a",
 }
-STATUS_COLOURS = {"robust": "blue", "undecided": "grey", "falsified": "vermilion", "misclassified": "purple"}
+STATUS_COLOURS: dict[Status, str] = {  # in the order in which the page lists them
+    "robust": "blue",
+    "undecided": "grey",
+    "falsified": "vermilion",
+    "misclassified": "purple",
+}
 _AXIS, _GRID = "#010203", "#040506"
 _VARIABLES = {hexadecimal: f"var(--{name})" for name, hexadecimal in PALETTE.items()} | {
     _AXIS: "var(--axis)",
@@ -140,41 +147,34 @@ def layers(epochs: Sequence[Epoch], key: str, alt: str) -> Markup:
         return _svg(figure, key, alt)
 
 
-def margins(verdicts: Sequence[VerdictRow], key: str, alt: str) -> tuple[Markup, int]:
+def margins(verdicts: Sequence[Verdict], key: str, alt: str) -> tuple[Markup, int]:
     """Histogram of the margins, stacked by status, with a line at zero.
 
     Returns:
         The plot, and how many examples lie beyond its ends (drawn in the outermost bars).
     """
-    values = {
-        status: np.array(
-            [row["margin"] for row in verdicts if row["status"] == status and row["margin"] is not None],
-            float,
-        )
-        for status in STATUSES
-    }
-    values = {status: finite for status, all_ in values.items() if len(finite := all_[np.isfinite(all_)])}
-    if not values:
-        return Markup(""), 0
-    everything = np.concatenate(list(values.values()))
+    everything = np.array([verdict.margin for verdict in verdicts])
     # A few huge margins would otherwise squeeze everything of interest into one bar.
-    low, high = np.quantile(everything, (0.01, 0.99))
+    low, high = np.quantile(np.append(everything[abs(everything) < LARGEST], 0.0), (0.01, 0.99))
     low, high = min(low, 0.0), max(high, 0.0)
     width = (high - low) / _BARS or 0.1
     edges = width * np.arange(math.floor(low / width), math.ceil(high / width) + 1)  # zero is an edge
     if len(edges) < 2:
         edges = np.array([-0.1, 0.0, 0.1])
     beyond = int(((everything < edges[0]) | (everything > edges[-1])).sum())
-    inside = [np.clip(values[status], edges[0], edges[-1]) for status in values]
+    inside: dict[Status, list[float]] = {status: [] for status in STATUS_COLOURS}
+    for verdict in verdicts:
+        inside[verdict.status].append(float(np.clip(verdict.margin, edges[0], edges[-1])))
+    inside = {status: values for status, values in inside.items() if values}
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
         axes = figure.add_subplot()
         axes.hist(
-            inside,
+            list(inside.values()),
             bins=edges.tolist(),
             stacked=True,
-            label=list(values),
-            color=[PALETTE[STATUS_COLOURS[status]] for status in values],
+            label=list(inside),
+            color=[PALETTE[STATUS_COLOURS[status]] for status in inside],
         )
         axes.axvline(0.0, color=_AXIS, linewidth=1.2, linestyle=(0, (4, 2)))
         axes.annotate(

@@ -19,7 +19,10 @@ from tightrope.errors import InputError
 from tightrope.files import write_atomically
 from tightrope.report import figures
 from tightrope.report.examples import Example, Load, examples, loader
-from tightrope.report.read import STATUSES, Certificate, Epoch, Run, VerdictRow, read_run
+from tightrope.report.figures import STATUS_COLOURS
+from tightrope.report.read import Certificate, Epoch, Run, read_run
+from tightrope.train.schedules import last
+from tightrope.verify import Verdict
 
 _NORMS = {"inf": "l∞", "2": "l2", "1": "l1"}
 
@@ -67,7 +70,7 @@ class CertificateView:
     between: str
     shares: list[tuple[str, int, float]]
     stages: list[StageRow]
-    margins: Plot | None
+    margins: Plot
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def write_report(runs: Sequence[Path], out: Path, data_root: Path | None = None)
         several=several,
         unlike=_unlike(list(read.values())),
         curves=_overlay(read) if several else None,
-        statuses=figures.STATUS_COLOURS,
+        statuses=STATUS_COLOURS,
     )
     try:
         write_atomically(out, page)
@@ -177,7 +180,7 @@ def _labels(runs: Sequence[Path]) -> list[str]:
 
 
 def _run(label: str, run: Run, anchor: str, load: Load) -> RunView:
-    attacks = {row["index"] for one in run.certificates for row in one.verdicts if row.get("witness")}
+    attacks = {verdict.index for one in run.certificates for verdict in one.verdicts if verdict.witness}
     drawn, why_none = examples(run.certificates, load)
     return RunView(
         anchor=anchor,
@@ -200,24 +203,21 @@ def _run(label: str, run: Run, anchor: str, load: Load) -> RunView:
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
-    headers = [certificate.header for certificate in run.certificates]
-    data = _recipe(run, "data") or (headers[0]["data"] if headers else None)
-    tested = dict.fromkeys(eps_text(header["identity"]["eps"]) for header in headers)
-    method, modifiers = _recipe(run, "method"), _recipe(run, "with", "modifiers")
-    if method and isinstance(modifiers, list):
-        method = " + ".join(map(str, [method, *modifiers]))
+    recipe: Mapping[str, Any] = run.recipe or {"method": {}}
+    method = recipe["method"]
+    tested = dict.fromkeys(eps_text(one.identity["eps"]) for one in run.certificates)
     parameters = _fact(run, "parameters")
-    last: Epoch | dict[str, Any] = run.epochs[-1] if run.epochs else {}
+    finished: Epoch | dict[str, Any] = run.epochs[-1] if run.epochs else {}
     facts = {
-        "Data": data,
-        "Model": _recipe(run, "model"),
+        "Data": recipe.get("data") or (run.certificates[0].data if run.certificates else None),
+        "Model": recipe.get("model"),
         "Parameters": f"{parameters:,}" if isinstance(parameters, int) else None,
-        "Method": method,
-        "Training eps": _eps(_recipe(run, "eps", "train_eps", "train-eps")),
-        "Test eps": _eps(_recipe(run, "test_eps", "test-eps")) or ", ".join(tested),
-        "Epochs": last.get("epoch"),
-        "Training time": _duration(last["seconds"]) if "seconds" in last else None,
-        "Seed": next((seed for seed in (_recipe(run, "seed"), _fact(run, "seed")) if seed is not None), None),
+        "Method": method.get("name"),
+        "Training eps": eps_text(last(method["eps"])) if "eps" in method else None,
+        "Test eps": eps_text(recipe["test_eps"]) if "test_eps" in recipe else ", ".join(tested),
+        "Epochs": finished.get("epoch"),
+        "Training time": _duration(finished["seconds"]) if "seconds" in finished else None,
+        "Seed": recipe.get("seed", _fact(run, "seed")),
         "Commit": _commit(_fact(run, "commit")),
         "Date": _date(_fact(run, "date")),
         "Device": _fact(run, "device"),
@@ -257,22 +257,6 @@ def _fact(run: Run, key: str) -> Any:
     return run.environment.get(key, run.result.get(key))
 
 
-def _recipe(run: Run, *keys: str) -> Any:
-    """A recipe's value: at the top or in one of its tables; a table stands for its `name`."""
-    for table in (run.recipe, *(part for part in run.recipe.values() if isinstance(part, dict))):
-        for key in keys:
-            value = table.get(key)
-            if isinstance(value, dict):
-                value = value.get("name")
-            if value is not None:
-                return value
-    return None
-
-
-def _eps(value: object) -> str:
-    return eps_text(value) if isinstance(value, int | float) else str(value or "")
-
-
 def _flat(value: object, name: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for key, part in value.items():
@@ -284,8 +268,8 @@ def _flat(value: object, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _certificate(certificate: Certificate, key: str) -> CertificateView:
-    counts, verdicts = certificate.counts, certificate.verdicts
-    total, identity = counts["examples"], certificate.header["identity"]
+    counts, verdicts, identity = certificate.counts, certificate.verdicts, certificate.identity
+    total = counts["examples"]
     headlines = [
         _headline("Clean accuracy", counts["clean_correct"], total),
         _headline("Attacked accuracy", counts["robust"] + counts["undecided"], total)
@@ -305,13 +289,13 @@ def _certificate(certificate: Certificate, key: str) -> CertificateView:
         file=certificate.path.name,
         title=f"Result with verifier {identity['verifier']}, eps {eps_text(identity['eps'])}",
         setting=_setting(certificate),
-        attack=_attack(identity.get("attack")),
+        attack=_attack(identity["attack"]),
         headlines=headlines,
         between=between,
         shares=[
             (status, count, 100 * count / total)
-            for status in STATUSES
-            if (count := sum(row["status"] == status for row in verdicts))
+            for status in STATUS_COLOURS
+            if (count := sum(verdict.status == status for verdict in verdicts))
         ],
         stages=_stages(verdicts),
         margins=_margins(verdicts, key),
@@ -319,22 +303,23 @@ def _certificate(certificate: Certificate, key: str) -> CertificateView:
 
 
 def _setting(certificate: Certificate) -> str:
-    identity = certificate.header["identity"]
-    norm = str(identity.get("norm", "inf"))
+    identity = certificate.identity
+    norm = _NORMS.get(identity["norm"], identity["norm"])
     return (
-        f"verifier {identity['verifier']}, eps {eps_text(identity['eps'])} ({_NORMS.get(norm, norm)}), "
-        f"{_number(len(certificate.verdicts), 'test example')} of {certificate.header['data']}"
+        f"verifier {identity['verifier']}, eps {eps_text(identity['eps'])} ({norm}), "
+        f"{_number(len(certificate.verdicts), 'test example')} of {certificate.data}"
     )
 
 
-def _attack(attack: object) -> str:
-    if not attack:
+def _attack(attack: Mapping[str, Any] | None) -> str:
+    if attack is None:
         return ""
-    if not isinstance(attack, dict):
-        return str(attack)
-    name = str(attack.get("name", ""))
-    options = [f"{key} {value}" for key, value in attack.items() if key != "name"]
-    return ", ".join(filter(None, [name, *options]))
+    options = [
+        key.replace("_", " ") + ("" if value is True else f" {value}")
+        for key, value in attack.items()
+        if key != "name"
+    ]
+    return ", ".join([attack.get("name", "unnamed"), *options])
 
 
 def _headline(name: str, count: int, total: int) -> Headline:
@@ -348,11 +333,12 @@ def _headline(name: str, count: int, total: int) -> Headline:
     )
 
 
-def _stages(verdicts: Sequence[VerdictRow]) -> list[StageRow]:
+def _stages(verdicts: Sequence[Verdict]) -> list[StageRow]:
     groups: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in verdicts:
-        groups[row["status"], row["stage"]].append(row["seconds"])
-    order = sorted(groups, key=lambda group: (STATUSES.index(group[0]), -len(groups[group]), group[1]))
+    for verdict in verdicts:
+        groups[verdict.status, verdict.stage].append(verdict.seconds)
+    statuses: list[str] = list(STATUS_COLOURS)
+    order = sorted(groups, key=lambda group: (statuses.index(group[0]), -len(groups[group]), group[1]))
 
     def line(status: str, stage: str, seconds: list[float]) -> StageRow:
         share = _percent(len(seconds), len(verdicts))
@@ -361,15 +347,13 @@ def _stages(verdicts: Sequence[VerdictRow]) -> list[StageRow]:
         )
 
     return [line(*group, groups[group]) for group in order] + [
-        line("all", "", [row["seconds"] for row in verdicts])
+        line("all", "", [verdict.seconds for verdict in verdicts])
     ]
 
 
-def _margins(verdicts: Sequence[VerdictRow], key: str) -> Plot | None:
+def _margins(verdicts: Sequence[Verdict], key: str) -> Plot:
     alt = "Histogram of the margins of " + _number(len(verdicts), "example") + ", coloured by verdict."
     svg, beyond = figures.margins(verdicts, f"{key}-margins", alt)
-    if not svg:
-        return None
     words = (
         "The margin is how far the true class stays ahead of every other class, in logits. For robust and "
         "undecided examples it is the verifier's guaranteed minimum over all allowed inputs, for falsified "
@@ -384,14 +368,14 @@ def _margins(verdicts: Sequence[VerdictRow], key: str) -> Plot | None:
 
 def _training(epochs: Sequence[Epoch], key: str) -> Iterator[Plot]:
     if any(epoch.get("held_out") for epoch in epochs):
-        last = _last_held_out(epochs)
-        svg = figures.accuracies({"": epochs}, f"{key}-accuracies", f"Accuracies by epoch. {last}")
+        ending = _last_held_out(epochs)
+        svg = figures.accuracies({"": epochs}, f"{key}-accuracies", f"Accuracies by epoch. {ending}")
         yield Plot(
             "Held-out accuracy",
             svg,
-            f"{last} These are training examples set aside and never trained on; they guide decisions during "
-            "training. Certified accuracy here comes from quick float32 interval bounds: it is a progress "
-            "indicator, not a verdict.",
+            f"{ending} These are training examples set aside and never trained on; they guide decisions "
+            "during training. Certified accuracy here comes from quick float32 interval bounds: it is a "
+            "progress indicator, not a verdict.",
         )
     if any(epoch.get("losses") for epoch in epochs):
         yield Plot(
@@ -452,16 +436,13 @@ def _overlay(runs: Mapping[str, Run]) -> Plot | None:
 
 def _unlike(runs: Sequence[Run]) -> str:
     """A warning if the rows of the comparison do not measure the same thing."""
-    rows = [
-        (one.header["data"], one.header["identity"]["eps"], str(one.header["identity"].get("norm", "inf")))
-        for run in runs
-        for one in run.certificates
-    ]
+    certificates = [one for run in runs for one in run.certificates]
+    rows = [(one.data, one.identity["eps"], one.identity["norm"]) for one in certificates]
     names = ("data", "eps", "norm")
     unlike = [
         name for name, values in zip(names, zip(*rows, strict=True), strict=False) if len(set(values)) > 1
     ]
-    sets = {frozenset(row["index"] for row in one.verdicts) for run in runs for one in run.certificates}
+    sets = {frozenset(verdict.index for verdict in one.verdicts) for one in certificates}
     if len(sets) > 1:
         unlike.append("examples")
     return f"The rows differ in {' and '.join(unlike)}: compare only rows that agree." if unlike else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,14 +53,14 @@ def evaluate(graph: Graph, held_out: HeldOut, eps: float) -> tuple[dict[str, Any
     records = []
     for i, sums in layers.items():
         dead, active, width = (sums / count).tolist()
-        unstable = max(0.0, 1 - dead - active)
         records.append(
             {
                 "name": graph.nodes[i].name,
                 "dead": dead,
                 "active": active,
-                "unstable": unstable,
-                "width": width,
+                "unstable": max(0.0, 1 - dead - active),
+                # Bounds may overflow where the network itself does not; JSON knows no infinity.
+                "width": width if math.isfinite(width) else torch.finfo(torch.float32).max,
             }
         )
     return {"examples": count, "eps": eps, "clean": clean / count, "certified": certified / count}, records

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +24,14 @@ from tightrope.errors import DivergedError, InputError
 from tightrope.examples import Examples
 from tightrope.files import append_lines, save_tensors, write_atomically
 from tightrope.graph import Graph
+from tightrope.graph.ops import BatchNorm
 from tightrope.progress import Progress
 from tightrope.region import Box
 from tightrope.train.batch import Batch
 from tightrope.train.checkpoint import Progressed, derive_seed, load_checkpoint, save_checkpoint
 from tightrope.train.evaluate import HeldOut, evaluate
 from tightrope.train.methods import Method
-from tightrope.train.schedules import Number, Ramp, Real, Steps, at, first_drop
+from tightrope.train.schedules import Number, Ramp, Real, Steps, Whole, at, first_drop, last
 from tightrope.train.step import train_step
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -50,8 +52,8 @@ class Training(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(default=100, ge=1)
-    batch: int = Field(default=100, ge=1)
+    epochs: Whole = Field(default=100, ge=1)
+    batch: Whole = Field(default=100, ge=1)
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Number = Steps(start=1e-3, factor=0.1, at=(0.25, 0.42))
     weight_decay: Real = Field(default=0.0, ge=0)
@@ -60,8 +62,8 @@ class Training(BaseModel):
 
     @model_validator(mode="after")
     def _learns(self) -> Training:
-        if not at(self.lr, 0.0) > 0:
-            raise ValueError(f"the learning rate must be positive, got {at(self.lr, 0.0)}")
+        if not (at(self.lr, 0.0) > 0 and last(self.lr) >= 0):
+            raise ValueError(f"the learning rate must begin above 0 and never fall below, got {self.lr}")
         return self
 
 
@@ -112,6 +114,7 @@ def train(
     per_epoch = -(-len(index) // training.batch)
     total = per_epoch * training.epochs
     graph.module.train()
+    _check_last_batch(graph, len(index), training.batch)
     with _only_run_in(out), torch.random.fork_rng(), _stop_requested() as stop:
         if resume and checkpoint.exists():
             done = load_checkpoint(checkpoint, graph.module, optimiser, identity)
@@ -125,15 +128,24 @@ def train(
             metrics.unlink(missing_ok=True)
         saved = time.monotonic()
 
+        def check() -> None:
+            if not all(bool(torch.isfinite(t).all()) for t in graph.module.state_dict().values()):
+                raise DivergedError(
+                    f"a weight turned NaN or infinite before step {done.step}. The last good state is in "
+                    f"{checkpoint}. Lower the learning rate"
+                )
+
         def save() -> None:
             nonlocal saved
+            check()
             save_checkpoint(checkpoint, graph.module, optimiser, done, identity)
             saved = time.monotonic()
 
         with Progress(f"train {method.name}", total, done.step) as progress:
             while done.step < total:
                 epoch, offset = divmod(done.step, per_epoch)
-                for x, y, _ in examples.batches(_order(index, training.batch, seed, epoch)[offset:]):
+                order = _order(index, training.batch, seed, epoch)[offset:]
+                for x, y, _ in examples.batches(_seeded(order, seed, done.step)):
                     began = time.perf_counter()
                     step_seed = derive_seed(seed, "step", done.step)
                     torch.manual_seed(step_seed)
@@ -146,15 +158,17 @@ def train(
                     try:
                         result = train_step(method, batch, optimiser, training.clip)
                     except DivergedError as error:
-                        saved_step = _save_if_finite(graph, save, done)
+                        with suppress(DivergedError):  # weights may be lost before a loss shows it
+                            save()
                         raise DivergedError(
-                            f"{error} at step {done.step} ({now}). {saved_step}, in {out}. "
+                            f"{error} at step {done.step} ({now}). The last good state is in {checkpoint}. "
                             "Lower the learning rate, clip the gradient, or lengthen the ramp"
                         ) from None
                     done.add({**result.losses, "gradient_norm": result.gradient_norm}, len(y))
                     done.seconds += time.perf_counter() - began
                     progress.advance()
                     if done.step % per_epoch == 0:
+                        check()
                         record = _epoch_record(graph, held_out, test_eps, done, now)
                         append_lines(metrics, [record])
                         progress.note(_epoch_line(record, training.epochs))
@@ -191,12 +205,14 @@ class Moment:
         return f"epoch {self.epoch + 1}, eps {self.eps:.4g}, lr {self.lr:.4g}"
 
 
-def _save_if_finite(graph: Graph, save: Callable[[], None], done: Progressed) -> str:
-    """Save the state before a step that diverged, unless its forward pass spoiled running statistics."""
-    if all(bool(torch.isfinite(t).all()) for t in graph.module.state_dict().values()):
-        save()
-        return f"The state before it is saved (step {done.step})"
-    return "The last checkpoint is the last good state"
+def _check_last_batch(graph: Graph, examples: int, batch: int) -> None:
+    """Raise an InputError if BatchNorm would have to take the variance of a single number."""
+    norms = [node for node in graph.nodes if isinstance(node.op, BatchNorm)]
+    if (examples - 1) % batch == 0 and any(math.prod(node.shape[1:]) == 1 for node in norms):
+        raise InputError(
+            f"batches of {batch} leave one of the {examples} training examples alone in the last batch, "
+            "and BatchNorm cannot normalise one example: choose another batch size"
+        )
 
 
 def _order(index: Tensor, batch: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
@@ -204,6 +220,13 @@ def _order(index: Tensor, batch: int, seed: int, epoch: int) -> tuple[Tensor, ..
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
     shuffled = index[torch.randperm(len(index), generator=generator)]
     return torch.split(shuffled, batch)
+
+
+def _seeded(order: Iterable[Tensor], seed: int, step: int) -> Iterator[Tensor]:
+    """The batches, each read under its own seed, so that a dataset's random transforms resume exactly."""
+    for number, index in enumerate(order, start=step):
+        torch.manual_seed(derive_seed(seed, "read", number))
+        yield index
 
 
 def _optimiser(graph: Graph, training: Training) -> torch.optim.Optimizer:

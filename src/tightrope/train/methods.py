@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec
@@ -22,7 +23,7 @@ from tightrope.graph import Graph
 from tightrope.train import regularisers, terms
 from tightrope.train.batch import Term
 from tightrope.train.initialise import ibp_initialisation
-from tightrope.train.schedules import Number, Ramp, Real, follow, last
+from tightrope.train.schedules import Number, NumberOrRamp, Ramp, Real, Whole, at, follow, last
 
 P = ParamSpec("P")
 
@@ -69,8 +70,12 @@ class Method:
                 f"{self.name} is a certified method, but its robust term ends with weight 0: "
                 "it would train nothing robust; lower kappa below 1"
             )
-        if last(self.eps) < 0 or (certified and last(self.eps) == 0):
+        if certified and last(self.eps) <= 0:
             raise InputError(f"{self.name} needs a training eps above 0, got {last(self.eps)}")
+        weights = {f"the weight of its {loss.name} term": loss.weight for loss in self.losses}
+        for what, number in {"eps": self.eps, **weights}.items():
+            if not all(0 <= at(number, moment) < math.inf for moment in (0.0, 1.0)):
+                raise InputError(f"{self.name}: {what} must be finite and not negative, got {number}")
 
 
 METHODS: dict[str, Callable[..., Method]] = {}
@@ -98,7 +103,7 @@ def standard() -> Method:
 
 
 @_published
-def fgsm(eps: Number, step: float = 1.25) -> Method:
+def fgsm(eps: Number, step: Real = 1.25) -> Method:
     """Adversarial training with one gradient step from a random start (Wong et al. 2020).
 
     Args:
@@ -109,7 +114,7 @@ def fgsm(eps: Number, step: float = 1.25) -> Method:
 
 
 @_published
-def pgd(eps: Number, steps: int = 7, step: float = 0.3) -> Method:
+def pgd(eps: Number, steps: Whole = 7, step: Real = 0.3) -> Method:
     """Adversarial training with projected gradient ascent (Madry et al. 2018).
 
     Args:
@@ -122,7 +127,7 @@ def pgd(eps: Number, steps: int = 7, step: float = 0.3) -> Method:
 
 
 @_published
-def ibp(eps: Number, kappa: Real | Ramp = 0.5, ramp: Ramp = Ramp(begin=0.03, finish=0.2)) -> Method:
+def ibp(eps: Number, kappa: NumberOrRamp = 0.5, ramp: Ramp = Ramp(begin=0.03, finish=0.2)) -> Method:
     """Interval bound propagation (Gowal et al. 2018): `kappa CE(f(x)) + (1 - kappa) CE(-m_IBP)`.
 
     Args:

@@ -19,6 +19,8 @@ def shi_tightness(engine: Engine, tau: float = 0.5) -> Term:
 
     def term(batch: Batch) -> Float[Tensor, ""]:
         boxes = batch.bounds(engine).boxes
+        if not boxes:
+            return batch.x.new_zeros(())
         lower, upper = batch.floored.corners(batch.x)
         reference = ((upper - lower) / 2).mean()
         widths = torch.stack([((upper - lower) / 2).mean() for lower, upper in boxes.values()])
@@ -45,7 +47,7 @@ def shi_relu(engine: Engine, tau: float = 0.5) -> Term:
             spread = (centre - centre.mean()).square()
             total = total + _imbalance((centre * active).sum(), -(centre * inactive).sum(), tau)
             total = total + _imbalance((spread * active).sum(), (spread * inactive).sum(), tau)
-        return total / (len(boxes) * tau)
+        return total / (max(len(boxes), 1) * tau)
 
     return term
 

@@ -6,11 +6,11 @@ shape of its schedules: "epochs 3 to 20 of 100" is `begin = 3/100`, `finish = 20
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 def parse_number(value: Any) -> Any:
@@ -18,7 +18,7 @@ def parse_number(value: Any) -> Any:
     if isinstance(value, str):
         try:
             return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ArithmeticError):
             raise ValueError(f"expected a number such as 0.3 or 8/255, got {value!r}") from None
     if isinstance(value, bool):
         raise ValueError(f"expected a number, got {value}")
@@ -27,6 +27,7 @@ def parse_number(value: Any) -> Any:
 
 Real = Annotated[float, BeforeValidator(parse_number), Field(allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1)]
+Whole = Annotated[int, BeforeValidator(parse_number)]
 
 
 class _Options(BaseModel):
@@ -83,7 +84,7 @@ class Steps(_Options):
 
     shape: Literal["step"] = "step"
     start: Real
-    factor: Real = 0.1
+    factor: Annotated[Real, Field(gt=0)] = 0.1
     at: tuple[Share, ...]
 
     @model_validator(mode="after")
@@ -97,8 +98,18 @@ class Steps(_Options):
         return self.start * float(self.factor ** sum(progress >= moment for moment in self.at))
 
 
-Schedule = Annotated[Ramp | Steps, Field(discriminator="shape")]
-Number = Real | Schedule
+def _form(value: Any) -> str:
+    """Which form a number is given in, so that an error speaks of that form alone."""
+    if isinstance(value, Mapping):
+        return "<steps>" if value.get("shape") == "step" or "at" in value else "<ramp>"
+    return "<steps>" if isinstance(value, Steps) else "<ramp>" if isinstance(value, Ramp) else "<number>"
+
+
+Fixed = Annotated[Real, Tag("<number>")]
+Ramped = Annotated[Ramp, Tag("<ramp>")]
+Stepped = Annotated[Steps, Tag("<steps>")]
+Number = Annotated[Fixed | Ramped | Stepped, Discriminator(_form)]
+NumberOrRamp = Annotated[Fixed | Ramped, Discriminator(_form)]
 
 
 def at(number: float | Ramp | Steps, progress: float) -> float:
@@ -129,8 +140,3 @@ def _smooth(done: float, middle: float = 0.25, exponent: int = 4) -> float:
         return float(scale * done**exponent)
     joint = scale * middle**exponent
     return float(joint + (1 - joint) * (done - middle) / (1 - middle))
-
-
-def shares(epochs: int, moments: Sequence[float]) -> tuple[float, ...]:
-    """Moments given in epochs, as shares of a run of `epochs` epochs."""
-    return tuple(moment / epochs for moment in moments)

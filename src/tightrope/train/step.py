@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from tightrope.errors import DivergedError
 from tightrope.train.batch import Batch
@@ -32,7 +33,29 @@ def train_step(
     """Sum the method's weighted losses, differentiate, clip, and step.
 
     Raises:
-        DivergedError: if a loss or the gradient is NaN or infinite; the parameters are untouched.
+        DivergedError: if a loss or the gradient is NaN or infinite; the network is as it was.
+    """
+    buffers = list(batch.graph.module.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        losses, norm = _differentiate(method, batch, optimiser)
+    except DivergedError:
+        for buffer, value in zip(buffers, before, strict=True):  # the running statistics of BatchNorm
+            buffer.copy_(value)
+        raise
+    if clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(_parameters(optimiser), clip, norm)
+    optimiser.step()
+    return StepResult(losses, float(norm))
+
+
+def _differentiate(
+    method: Method, batch: Batch, optimiser: torch.optim.Optimizer
+) -> tuple[dict[str, float], Tensor]:
+    """Leave the gradient of the weighted losses in `.grad`.
+
+    Returns:
+        The losses by name, and the gradient's l_2 norm.
     """
     weights = {loss.name: at(loss.weight, batch.progress) for loss in method.losses}
     active = [loss for loss in method.losses if weights[loss.name] != 0]
@@ -44,12 +67,11 @@ def train_step(
 
     optimiser.zero_grad(set_to_none=True)
     values.dot(values.new_tensor([weights[loss.name] for loss in active])).backward()
-    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    gradient_norm = float(norm)
-    if not math.isfinite(gradient_norm):
-        raise DivergedError(f"the gradient of {' + '.join(losses)} is {gradient_norm}")
-    if clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-    optimiser.step()
-    return StepResult(losses, gradient_norm)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in _parameters(optimiser) if p.grad is not None])
+    if not math.isfinite(float(norm)):
+        raise DivergedError(f"the gradient of {' + '.join(losses)} is {float(norm)}")
+    return losses, norm
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]

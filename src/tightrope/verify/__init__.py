@@ -1,8 +1,9 @@
 """Certification: verdicts on examples, one by one."""
 
-from tightrope.verify.pipeline import Certification, Judge, certify, read_verdicts
+from tightrope.verify.pipeline import Certification, Judge, certify
+from tightrope.verify.records import read_verdicts
 from tightrope.verify.stages import CERTIFICATION_ATTACK, VERIFIERS, BoundStage
-from tightrope.verify.verdict import Status, Verdict, summarise
+from tightrope.verify.verdict import Status, Verdict, Witness, summarise
 
 __all__ = [
     "CERTIFICATION_ATTACK",
@@ -12,6 +13,7 @@ __all__ = [
     "Judge",
     "Status",
     "Verdict",
+    "Witness",
     "certify",
     "read_verdicts",
     "summarise",

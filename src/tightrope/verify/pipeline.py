@@ -6,11 +6,11 @@ as they come, so that a stopped run goes on where it was.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,17 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.errors import IdentityError, InputError, SoundnessViolation
+from tightrope.errors import InputError, SoundnessViolation
 from tightrope.examples import Examples
 from tightrope.files import append_lines, fingerprint, save_tensors, to_json, write_atomically
 from tightrope.graph import Graph
 from tightrope.identity import check_identity
 from tightrope.progress import Progress
 from tightrope.region import Region
-from tightrope.verify.stages import BoundStage, attack_stage, find_verifier, point_margin
-from tightrope.verify.verdict import Status, Verdict, summarise
+from tightrope.verify.records import FORMAT, read_verdicts, to_record
+from tightrope.verify.stages import BoundStage, answer, attack_stage, find_verifier
+from tightrope.verify.verdict import Status, Verdict, Witness, summarise
 
-FORMAT = "tightrope-certify/1"
 CHUNK = 250  # examples per batch, and between two writes
 
 
@@ -93,22 +93,26 @@ def certify(
         about: further facts for the file's header.
 
     Raises:
-        InputError: if the verifier is unknown, `first` is no positive number, or the file already
-            exists and `resume` is not asked for.
+        InputError: if the verifier is unknown, `first` is no positive number, eps differs from example
+            to example, an input lies outside the region's domain, the file cannot be written, or it
+            already exists and `resume` is not asked for.
         IdentityError: if the file to resume from was made with another network, data or settings.
         SoundnessViolation: if an example is both certified and attacked; the example is saved.
     """
     if first is not None and first < 1:
         raise InputError(f"the number of examples to certify must be positive, got {first}")
+    if isinstance(region.eps, Tensor):
+        raise InputError("a certification has one radius for all examples: give eps as a number")
     stages = find_verifier(verifier)
     identity = {
         "weights": fingerprint(graph.module.state_dict()),
+        "network": _structure(graph),
         "data": examples.identity(),
         "eps": region.eps,
         "norm": region.norm,
         "domain": None if region.domain is None else list(region.domain),
         "verifier": verifier,
-        "attack": None if attack is None else vars(attack),
+        "attack": None if attack is None else {"name": type(attack).__name__.lower(), **vars(attack)},
         "seed": seed,
     }
     header = {"format": FORMAT, "identity": identity, **(about or {})}
@@ -125,7 +129,7 @@ def certify(
                 verdicts = [verdict for verdict in judge(x, y, index, out) if verdict.index not in known]
                 known.update((verdict.index, verdict) for verdict in verdicts)
                 if out is not None:
-                    append_lines(out, [verdict.to_record() for verdict in verdicts])
+                    append_lines(out, map(to_record, verdicts))
                 progress.advance(len(index))
     verdicts = [known[i] for i in range(total)]
     return Certification(tuple(verdicts), header, sum(verdict.seconds for verdict in verdicts))
@@ -149,77 +153,112 @@ class Judge:
         self.region, self.stages, self.attack, self.seed = region, stages, attack, seed
 
     def __call__(self, x: Tensor, y: Tensor, index: Tensor, out: Path | None = None) -> list[Verdict]:
-        """Verdicts on a batch; `out` says beside which file a soundness violation is saved."""
-        count, x = len(y), x.double()
-        began = time.perf_counter()
-        clean = point_margin(self.exact, x, y)
-        predicted = self.exact.run(x)[0].argmax(1)
-        status: list[Status] = ["undecided" if margin > 0 else "misclassified" for margin in clean.tolist()]
-        stage, margin = ["clean"] * count, clean.clone()
-        seconds = torch.full((count,), (time.perf_counter() - began) / count, dtype=torch.float64)
-        witness: dict[int, Tensor] = {}
+        """Verdicts on a batch; `out` says beside which file a soundness violation is saved.
 
-        correct = torch.nonzero(clean > 0).flatten()
-        if self.attack is not None and len(correct):
-            began = time.perf_counter()
-            generator = torch.Generator(x.device).manual_seed(self.seed + int(index[0]))
-            found = attack_stage(
-                self.attack, self.fast, self.exact, x[correct], y[correct], self.region, generator
+        Raises:
+            InputError: if an input is NaN or lies outside the region's domain.
+            SoundnessViolation: if an example is both certified and attacked.
+        """
+        x = x.double()
+        if not torch.equal(x, self.region.clip(x)) or bool(x.isnan().any()):
+            raise InputError(
+                f"the inputs must be numbers in the region's domain {self.region.domain}, "
+                f"got {float(x.min()):.4g} to {float(x.max()):.4g}; scale them"
             )
-            seconds[correct] += (time.perf_counter() - began) / len(correct)
-            for row, i in enumerate(correct.tolist()):
-                stage[i] = "attack"
-                if found.margin[row] <= 0:
-                    status[i], margin[i], witness[i] = "falsified", found.margin[row], found.point[row].cpu()
+        verdicts = self._look(x, y, index)
+        if self.attack is not None:
+            self._falsify(verdicts, self.attack, x, y)
+        for stage in self.stages:
+            self._prove(verdicts, stage, x, y, out)
+        return verdicts
 
-        for proof in self.stages:
-            wanted = ("undecided", "falsified") if proof.cheap else ("undecided",)
-            rows = [i for i in correct.tolist() if status[i] in wanted]
-            if not rows:
-                continue
-            began = time.perf_counter()
-            chosen = torch.tensor(rows, device=x.device)
-            proved, lower = proof(self.exact, x[chosen], y[chosen], self.region)
-            seconds[rows] += (time.perf_counter() - began) / len(rows)
-            for row, i in enumerate(rows):
-                if status[i] == "falsified":
-                    if proved[row]:
-                        self._violation(proof.name, int(index[i]), int(y[i]), x[i], witness[i], out)
-                    continue
-                stage[i], margin[i] = proof.name, lower[row]
-                if proved[row]:
-                    status[i] = "robust"
+    def _look(self, x: Tensor, y: Tensor, index: Tensor) -> list[Verdict]:
+        began = time.perf_counter()
+        clean = answer(self.exact, x, y)
+        columns = [column.tolist() for column in (index, y, clean.predicted, clean.margin)]
+        seconds = (time.perf_counter() - began) / max(len(y), 1)
         return [
             Verdict(
-                index=int(index[i]),
-                label=int(y[i]),
-                predicted=int(predicted[i]),
-                status=status[i],
-                stage=stage[i],
-                margin=max(float(margin[i]), -1e300),  # JSON has no infinity
-                seconds=float(seconds[i]),
-                witness=witness.get(i),
+                number,
+                label,
+                predicted,
+                status="undecided" if margin > 0 else "misclassified",
+                stage="clean",
+                margin=margin,
+                seconds=seconds,
             )
-            for i in range(count)
+            for number, label, predicted, margin in zip(*columns, strict=True)
         ]
 
-    def _violation(
-        self, stage: str, index: int, label: int, x: Tensor, witness: Tensor, out: Path | None
+    def _falsify(self, verdicts: list[Verdict], attack: Pgd, x: Tensor, y: Tensor) -> None:
+        rows = [row for row, verdict in enumerate(verdicts) if verdict.status == "undecided"]
+        if not rows:
+            return
+        began = time.perf_counter()
+        chosen = torch.tensor(rows, device=x.device)
+        generator = torch.Generator(x.device).manual_seed(self.seed + verdicts[0].index)
+        found = attack_stage(attack, self.fast, self.exact, x[chosen], y[chosen], self.region, generator)
+        margins, predicted, points = found.margin.tolist(), found.predicted.tolist(), found.point.cpu()
+        seconds = (time.perf_counter() - began) / len(rows)
+        for i, row in enumerate(rows):
+            witness = Witness(points[i].clone(), predicted[i]) if margins[i] <= 0 else None
+            verdicts[row] = replace(
+                verdicts[row],
+                status="falsified" if witness else "undecided",
+                stage="attack",
+                margin=margins[i],
+                seconds=verdicts[row].seconds + seconds,
+                witness=witness,
+            )
+
+    def _prove(
+        self, verdicts: list[Verdict], stage: BoundStage, x: Tensor, y: Tensor, out: Path | None
     ) -> None:
+        wanted = ("undecided", "falsified") if stage.cheap else ("undecided",)
+        rows = [row for row, verdict in enumerate(verdicts) if verdict.status in wanted]
+        if not rows:
+            return
+        began = time.perf_counter()
+        chosen = torch.tensor(rows, device=x.device)
+        proved, margins = (found.tolist() for found in stage(self.exact, x[chosen], y[chosen], self.region))
+        seconds = (time.perf_counter() - began) / len(rows)
+        for i, row in enumerate(rows):
+            verdict = replace(verdicts[row], seconds=verdicts[row].seconds + seconds)
+            if verdict.status == "undecided":
+                status: Status = "robust" if proved[i] else "undecided"
+                verdict = replace(verdict, status=status, stage=stage.name, margin=margins[i])
+            elif proved[i]:
+                self._violation(stage.name, verdict, x[row], out)
+            verdicts[row] = verdict
+
+    def _violation(self, stage: str, verdict: Verdict, x: Tensor, out: Path | None) -> None:
+        assert verdict.witness is not None
         folder = Path() if out is None else out.parent
-        path = folder / f"soundness-violation-{index}.safetensors"
+        path = folder / f"soundness-violation-{verdict.index}.safetensors"
         facts = {
-            "index": index,
-            "label": label,
+            "index": verdict.index,
+            "label": verdict.label,
+            "predicted": verdict.witness.predicted,
             "stage": stage,
             "eps": self.region.eps,
             "norm": self.region.norm,
         }
-        save_tensors(path, {"x": x, "witness": witness}, facts)
+        save_tensors(path, {"x": x, "witness": verdict.witness.point}, facts)
         raise SoundnessViolation(
-            f"example {index} was certified by {stage} and attacked at once: one of the two is wrong. The example "
-            f"and the witness are in {path}; no verdict of this program is to be trusted until this is explained"
+            f"example {verdict.index} was certified by {stage} and attacked at once: one of them is wrong. "
+            f"Both points are in {path}; no verdict of this program is to be trusted until this is explained"
         )
+
+
+def _structure(graph: Graph) -> str:
+    """A hash of a network without its weights: its operators, their settings, and how they connect."""
+    plain = (bool, int, float, str, tuple, type(None))
+    parts = [
+        f"{type(node.op).__name__} {[v for v in vars(node.op).values() if isinstance(v, plain)]} "
+        f"{node.inputs} {tuple(node.shape)}"
+        for node in graph.nodes[1:]
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @contextmanager
@@ -228,15 +267,20 @@ def _only_writer_of(out: Path | None) -> Iterator[None]:
     if out is None:
         yield
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lock = out.with_name(f".{out.name}.lock")
+    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
     try:
-        with FileLock(lock, timeout=0):
-            yield
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout:
         raise InputError(
             f"another process is writing to {out}; wait for it, or choose another --out"
         ) from None
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _start(out: Path, header: dict[str, Any], resume: bool) -> dict[int, Verdict]:
@@ -247,36 +291,8 @@ def _start(out: Path, header: dict[str, Any], resume: bool) -> dict[int, Verdict
     if not resume:
         raise InputError(f"{out} already exists: go on with it (--resume), or write elsewhere (--out)")
     found, verdicts = read_verdicts(out)
-    if found.get("format") != FORMAT:
-        raise IdentityError(f"{out} has format {found.get('format')!r}; this version writes {FORMAT!r}")
     check_identity(found["identity"], header["identity"], str(out))
     # A line that was cut off by a crash must not be continued.
-    lines = [to_json(found), *(to_json(verdict.to_record()) for verdict in verdicts)]
-    write_atomically(out, "\n".join(lines) + "\n")
+    lines = [to_json(record) + "\n" for record in (found, *map(to_record, verdicts))]
+    write_atomically(out, "".join(lines))
     return {verdict.index: verdict for verdict in verdicts}
-
-
-def read_verdicts(path: Path) -> tuple[dict[str, Any], list[Verdict]]:
-    """Header and verdicts of a file; a last line that was cut off is left out.
-
-    Raises:
-        InputError: if the file is missing, or a line in its middle is broken.
-    """
-    try:
-        lines = path.read_text().split("\n")[:-1]
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            raise InputError(
-                f"line {number} of {path} is not JSON: the file is damaged; start afresh"
-            ) from None
-    if not records:
-        raise InputError(f"{path} holds no header line; delete it and start afresh")
-    try:
-        return records[0], [Verdict.from_record(record) for record in records[1:]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} holds something that is no verdict ({error}); start afresh") from error

@@ -19,6 +19,8 @@ from tightrope.spec import Spec, smallest_margin
 SLACK_ABSOLUTE = 1e-6
 SLACK_RELATIVE = 1e-9
 
+LARGEST = 1e300  # what stands for infinity in a margin, since JSON has none
+
 
 @dataclass(frozen=True)
 class BoundStage:
@@ -47,7 +49,7 @@ class BoundStage:
         bounds = self.engine(graph, x, region, Spec.margins(y, graph.classes, x))
         if bounds.guarantee != "sound":
             raise TightropeError(f"{self.name} yields estimates, which prove nothing; use a sound verifier")
-        margin = smallest_margin(bounds.lower, y)
+        margin = _finite(smallest_margin(bounds.lower, y))
         size = torch.maximum(bounds.lower.abs(), bounds.upper.abs()).amax(1)
         return margin > SLACK_ABSOLUTE + SLACK_RELATIVE * size, margin
 
@@ -77,11 +79,29 @@ CERTIFICATION_ATTACK = Pgd(steps=40, step=0.1, loss="margin")
 
 
 @dataclass(frozen=True)
-class Attacked:
-    """What an attack found: for each example the worst point and the margin there, in float64."""
+class Answers:
+    """What a network says at one point per example.
+
+    Args:
+        point: the points.
+        margin: the smallest margin over the wrong classes; NaN counts as minus infinity.
+        predicted: the class; a tie counts against the label, so that it is the label exactly where
+            the margin is positive.
+    """
 
     point: Float[Tensor, "batch *shape"]
     margin: Float[Tensor, "batch"]
+    predicted: Int[Tensor, "batch"]
+
+
+@torch.no_grad()
+def answer(graph: Graph, point: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"]) -> Answers:
+    """What the network says at a point per example, judged by the labels."""
+    logits = graph.run(point)[0]
+    label = y.unsqueeze(1)
+    margin = smallest_margin(logits.gather(1, label) - logits, y)
+    rival = logits.scatter(1, label, -torch.inf).argmax(1)
+    return Answers(point, _finite(margin), torch.where(margin > 0, y, rival))
 
 
 def attack_stage(
@@ -92,7 +112,7 @@ def attack_stage(
     y: Int[Tensor, "batch"],
     region: Region,
     generator: torch.Generator,
-) -> Attacked:
+) -> Answers:
     """Attack in float32 and replay in float64, where alone a witness counts.
 
     Args:
@@ -105,14 +125,8 @@ def attack_stage(
         generator: source of the random starts.
     """
     found = attack(fast, x.float(), y, region, generator)
-    point = region.project(x, found.double())
-    return Attacked(point, point_margin(graph, point, y))
+    return answer(graph, region.project(x, found.double()), y)
 
 
-@torch.no_grad()
-def point_margin(
-    graph: Graph, point: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"]
-) -> Float[Tensor, "batch"]:
-    """The smallest margin over the wrong classes at a point; NaN counts as minus infinity."""
-    logits = graph.run(point)[0]
-    return smallest_margin(logits.gather(1, y.unsqueeze(1)) - logits, y)
+def _finite(margin: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    return margin.clamp(-LARGEST, LARGEST)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-from torch import Tensor, from_numpy
+from jaxtyping import Float64
+from torch import Tensor
 
 Status = Literal["robust", "falsified", "undecided", "misclassified"]
+
+
+@dataclass(frozen=True, eq=False)
+class Witness:
+    """A point of the region that the network does not classify as the label.
+
+    Args:
+        point: the point, bit for bit.
+        predicted: the class it is taken for.
+    """
+
+    point: Float64[Tensor, "*shape"]
+    predicted: int
 
 
 @dataclass(frozen=True)
@@ -20,14 +32,14 @@ class Verdict:
     Args:
         index: number of the example in its data set.
         label: its class.
-        predicted: what the network says to the unperturbed input.
+        predicted: what the network says to the unperturbed input; a tie counts against the label.
         status: "robust" (proved), "falsified" (the witness changes the answer), "undecided", or
             "misclassified" (wrong without any perturbation).
         stage: which stage decided, or was the last to try.
         margin: that stage's smallest margin over the wrong classes: a lower bound where a verifier
             spoke, the margin at a point where "clean" or "attack" did. Positive is safe.
         seconds: time spent on this example, its share of each batch.
-        witness: a point of the region that is not classified as the label, float64.
+        witness: where the answer changes, if the example is falsified.
     """
 
     index: int
@@ -37,28 +49,11 @@ class Verdict:
     stage: str
     margin: float
     seconds: float
-    witness: Tensor | None = None
-
-    def to_record(self) -> dict[str, Any]:
-        """The verdict as JSON values; a witness bit for bit."""
-        witness = None
-        if self.witness is not None:
-            values = self.witness.numpy().astype("<f8")
-            witness = {"shape": list(values.shape), "float64": base64.b64encode(values.tobytes()).decode()}
-        return {**vars(self), "witness": witness}
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Verdict:
-        """The verdict that `to_record` made this of."""
-        witness = record["witness"]
-        if witness is not None:
-            values = np.frombuffer(base64.b64decode(witness["float64"]), "<f8").astype("f8")
-            witness = from_numpy(values.reshape(witness["shape"]))
-        return cls(**{**record, "witness": witness})
+    witness: Witness | None = None
 
 
 def summarise(verdicts: Iterable[Verdict], attacked: bool = True) -> dict[str, Any]:
-    """Counts and accuracies over verdicts.
+    """Counts and accuracies (shares of all examples) over verdicts.
 
     Args:
         verdicts: one per example.

@@ -1,0 +1,508 @@
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
+
+from tightrope.errors import InputError, UnsupportedOperatorError
+from tightrope.graph import Graph, ops, trace
+
+
+class Fn(nn.Module):
+    """A module whose forward is a function of itself and its input."""
+
+    def __init__(self, function: Callable[[Fn, Tensor], Tensor], **parts: nn.Module | Tensor) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            if isinstance(part, nn.Parameter | nn.Module):
+                setattr(self, name, part)
+            else:
+                self.register_buffer(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+class Residual(nn.Module):
+    """Everything that people write in a forward and that is not a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.4, 0.6]).view(2, 1, 1))
+        self.first = nn.Conv2d(2, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.second = nn.Conv2d(3, 3, 3, padding=1)
+        self.skip = nn.Conv2d(2, 3, 1)
+        self.act = nn.ReLU(inplace=True)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) / 0.25
+        deep = self.second(F.relu(self.norm(self.first(x))))
+        deep += self.skip(x)
+        pooled = F.avg_pool2d(self.act(deep), 2)
+        flat = pooled.view(pooled.size(0), -1)
+        return self.head(self.drop(flat)) - 1.0
+
+
+def _add(value: Tensor, overwrite: Callable[[Tensor], Tensor]) -> Tensor:
+    return value + overwrite(value)
+
+
+def _drop_result(value: Tensor, overwrite: Callable[[Tensor], Tensor]) -> Tensor:
+    overwrite(value)
+    return value
+
+
+def chain() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def batch(*shape: int) -> Tensor:
+    return torch.randn(5, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def assert_traced(module: nn.Module, shape: tuple[int, ...]) -> Graph:
+    module = module.double().eval()
+    graph = trace(module, shape)
+    x = batch(*shape)
+    assert torch.allclose(graph.run(x)[0], module(x), atol=1e-12, rtol=0)
+    return graph
+
+
+def refusal(module: nn.Module, shape: tuple[int, ...]) -> str:
+    with pytest.raises(UnsupportedOperatorError) as refused:
+        trace(module, shape)
+    return str(refused.value)
+
+
+class TestWhatIsTraced:
+    def test_a_sequential(self):
+        graph = assert_traced(chain(), (4,))
+        assert [node.name for node in graph.nodes] == ["input", "0", "1", "2"]
+        assert [node.inputs for node in graph.nodes] == [(), (0,), (1,), (2,)]
+        assert graph.input_shape == (4,)
+        assert graph.classes == 3
+
+    def test_a_residual_network_with_functions(self):
+        graph = assert_traced(Residual(), (2, 4, 4))
+        kinds = [type(node.op) for node in graph.nodes]
+        assert kinds.count(ops.Add) == 1
+        assert kinds.count(ops.ReLU) == 2
+        assert [node.name for _, node in graph.activations()] == ["relu", "act"]
+
+    def test_a_nested_network_has_paths_for_names(self):
+        net = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 3), Fn(lambda s, x: torch.relu(x))))
+        assert [node.name for node in assert_traced(net, (2, 2)).nodes] == ["input", "0", "1.0", "1.1.relu"]
+
+    def test_an_activation_used_twice(self):
+        act = nn.ReLU()
+        graph = assert_traced(nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act), (4,))
+        assert len(list(graph.activations())) == 2
+
+    def test_a_layer_used_twice(self):
+        layer = nn.Linear(4, 4)
+        graph = assert_traced(nn.Sequential(layer, nn.ReLU(), layer), (4,))
+        with torch.no_grad():
+            layer.weight.mul_(2)
+        assert torch.allclose(graph.run(batch(4))[0], graph.module(batch(4)))
+
+    def test_one_value_read_by_many(self):
+        net = Fn(lambda s, x: s.b(torch.relu(s.a(x))) + s.a(x) + x, a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+        assert_traced(net, (4,))
+
+    def test_a_parametrised_layer_follows_its_parameters(self):
+        net = chain().double()
+        parametrizations.weight_norm(net[0])
+        graph = assert_traced(net, (4,))
+        before = graph.run(batch(4))[0]
+        with torch.no_grad():
+            net[0].parametrizations.weight.original0.mul_(3)
+        after = graph.run(batch(4))[0]
+        assert not torch.allclose(before, after)
+        assert torch.allclose(after, net(batch(4)), atol=1e-12, rtol=0)
+
+    def test_identities_leave_no_operator(self):
+        net = nn.Sequential(nn.Identity(), nn.Linear(4, 3), nn.Identity(), Fn(lambda s, x: x.contiguous()))
+        assert [node.name for node in assert_traced(net, (4,)).nodes] == ["input", "1"]
+
+    def test_dropout_is_the_identity(self):
+        assert_traced(nn.Sequential(nn.Linear(4, 50), nn.Dropout(0.9), nn.Linear(50, 3)), (4,))
+
+    @pytest.mark.parametrize("net", [nn.Identity(), nn.Linear(4, 3), Fn(lambda s, x: x)])
+    def test_a_network_of_one_layer_or_none(self, net):
+        assert_traced(net, (4,))
+
+    def test_modules_called_with_a_keyword(self):
+        assert_traced(Fn(lambda s, x: s.layer(input=x), layer=nn.Linear(4, 3)), (4,))
+
+    def test_a_subclass_of_a_known_layer(self):
+        class Doubled(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(2 * x)
+
+        assert_traced(nn.Sequential(Doubled(4, 3)), (4,))
+
+    def test_layers_in_a_list(self):
+        layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+
+        def forward(s: Fn, x: Tensor) -> Tensor:
+            for layer in s.layers:
+                x = torch.tanh(layer(x))
+            return x
+
+        assert len(assert_traced(Fn(forward, layers=layers), (4,)).nodes) == 7
+
+    def test_operators_that_the_output_does_not_need(self):
+        def forward(s: Fn, x: Tensor) -> Tensor:
+            logits = s.head(torch.relu(s.body(x)))
+            s.aside(logits)
+            torch.relu(s.aside(x))
+            return logits
+
+        net = Fn(forward, body=nn.Linear(4, 5), head=nn.Linear(5, 3), aside=nn.Linear(3, 2))
+        net.aside = Fn(lambda s, x: x * 2 + x)
+        graph = assert_traced(net, (4,))
+        assert graph.nodes[-1].name == "head"
+        assert graph.classes == 3
+
+    def test_a_batch_of_another_size_than_the_probe(self):
+        graph = trace(Residual().eval(), (2, 4, 4))
+        for size in (0, 1, 2, 7):
+            assert graph.run(torch.rand(size, 2, 4, 4))[0].shape == (size, 4)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_the_network_s_own_precision_is_used(self, dtype):
+        assert trace(chain().to(dtype), (4,)).run(torch.rand(2, 4, dtype=dtype))[0].dtype == dtype
+
+
+class TestWhatTracingLeavesAlone:
+    @pytest.mark.parametrize("training", [True, False])
+    def test_every_module_keeps_its_mode(self, training):
+        net = Residual().train(training)
+        net.norm.train(not training)
+        trace(net, (2, 4, 4))
+        modes = {name: m.training for name, m in net.named_modules()}
+        assert modes == {name: training if name != "norm" else not training for name in modes}
+
+    def test_modes_are_kept_when_the_network_is_refused(self):
+        net = nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)).train()
+        refusal(net, (4,))
+        assert all(m.training for m in net.modules())
+
+    def test_parameters_buffers_and_attributes_do_not_change(self):
+        net = Residual().train()
+        state, attributes = copy.deepcopy(net.state_dict()), set(vars(net))
+        trace(net, (2, 4, 4))
+        assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+        assert set(vars(net)) == attributes
+        assert all(p.grad is None for p in net.parameters())
+
+    def test_the_random_state_does_not_change(self):
+        net = Residual()
+        before = torch.get_rng_state()
+        trace(net, (2, 4, 4))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+class TestUnsupportedOperators:
+    def test_all_are_reported_at_once_with_their_paths(self):
+        inner = nn.Sequential(nn.Linear(4, 4), nn.GELU(), Fn(lambda s, x: torch.cumsum(x, 1)))
+        message = refusal(nn.Sequential(nn.Softmax(1), inner, nn.ReLU(), nn.LayerNorm(4)), (4,))
+        for part in ("0 (Softmax)", "1.1 (GELU)", "cumsum in 1.2", "3 (LayerNorm)"):
+            assert part in message
+        assert "1.0" not in message
+        assert "ReLU" not in message
+
+    @pytest.mark.parametrize(
+        "net",
+        [
+            Fn(lambda s, x: x.softmax(1)),
+            Fn(lambda s, x: torch.softmax(x, 1)),
+            Fn(lambda s, x: x + x.mean()),
+            Fn(lambda s, x: x - x.mean(0)),
+            Fn(lambda s, x: x - x.mean(0, keepdim=True)),
+            Fn(lambda s, x: x - x.mean(1, keepdim=True)),
+            Fn(lambda s, x: x * x),
+            Fn(lambda s, x: x * torch.sigmoid(x)),
+            Fn(lambda s, x: 1 / (x + 2)),
+            Fn(lambda s, x: x / (x + 2)),
+            Fn(lambda s, x: 1 - x),
+            Fn(lambda s, x: x**2),
+            Fn(lambda s, x: x.abs()),
+            Fn(lambda s, x: x.clamp(0, 1)),
+            Fn(lambda s, x: x[:, [1, 0, 2, 3]]),
+            Fn(lambda s, x: x.flip(1)),
+            Fn(lambda s, x: x.flip(0)),
+            Fn(lambda s, x: torch.roll(x, 1, 0)),
+            Fn(lambda s, x: torch.where(x > 0, x, 0)),
+            Fn(lambda s, x: x.detach()),
+            Fn(lambda s, x: x.float()),
+            Fn(lambda s, x: torch.add(x, x, alpha=2)),
+            Fn(lambda s, x: x.add(x, alpha=-1)),
+            Fn(lambda s, x: torch.div(x, 2, rounding_mode="floor")),
+            Fn(lambda s, x: F.gelu(x)),
+            Fn(lambda s, x: F.pad(x.unsqueeze(1), (1, 1), mode="reflect").flatten(1)),
+            Fn(lambda s, x: F.batch_norm(x, s.mean, s.var), mean=torch.zeros(4), var=torch.ones(4)),
+            nn.Sequential(nn.PReLU()),
+            nn.Sequential(nn.LeakyReLU(-0.5)),
+            nn.Sequential(nn.LeakyReLU(1.5)),
+            nn.Sequential(nn.Linear(4, 4), nn.LogSoftmax(1)),
+            nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False)),
+            nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.AvgPool2d(2, divisor_override=-3), nn.Flatten()),
+            nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Upsample(scale_factor=2), nn.Flatten()),
+        ],
+    )
+    def test_what_no_operator_stands_for_is_refused(self, net):
+        assert "cannot bound" in refusal(net, (4,))
+
+    def test_a_value_broadcast_against_another_is_refused(self):
+        net = Fn(lambda s, x: s.one(x) + x, one=nn.Linear(4, 1))
+        assert "broadcasts values of shapes [(1,), (4,)]" in refusal(net, (4,))
+
+    @pytest.mark.parametrize(
+        "pool",
+        [
+            nn.MaxPool2d(2, return_indices=True),
+            Fn(lambda s, x: F.max_pool2d(x, 2, return_indices=True)),
+        ],
+    )
+    def test_max_pooling_that_returns_indices_is_refused(self, pool):
+        net = Fn(lambda s, x: s.pool(x)[0].flatten(1), pool=pool)
+        assert "cannot bound" in refusal(net, (1, 4, 4))
+
+    def test_an_operator_with_several_results_is_named(self):
+        assert "chunk (function chunk): it yields several tensors" in refusal(
+            Fn(lambda s, x: x.chunk(2, 1)[0]), (4,)
+        )
+
+    @pytest.mark.parametrize("where", ["forward", "before"])
+    def test_forward_hooks_are_refused(self, where):
+        net = chain()
+        if where == "forward":
+            net[0].register_forward_hook(lambda m, inputs, output: output)
+        else:
+            net[0].register_forward_pre_hook(lambda m, inputs: None)
+        message = refusal(net, (4,))
+        assert "0 (Linear)" in message
+        assert "hooks" in message
+
+    def test_a_hook_on_the_network_itself_that_changes_its_output_is_refused(self):
+        net = chain()
+        net.register_forward_hook(lambda m, inputs, output: 2 * output)
+        assert "something tracing cannot see" in refusal(net, (4,))
+
+    @pytest.mark.parametrize(
+        "net",
+        [
+            Fn(
+                lambda s, x: F.linear(x, s.w * s.mask),
+                w=nn.Parameter(torch.ones(3, 4)),
+                mask=torch.ones(3, 4),
+            ),
+            Fn(lambda s, x: F.linear(x, s.w * 2), w=nn.Parameter(torch.ones(3, 4))),
+            Fn(lambda s, x: F.linear(x, s.w.t()), w=nn.Parameter(torch.ones(4, 3))),
+            Fn(lambda s, x: F.linear(x, -s.w), w=torch.ones(3, 4)),
+            Fn(lambda s, x: x + torch.relu(s.w), w=nn.Parameter(torch.ones(4))),
+            Fn(lambda s, x: x - s.mean.view(1, 4), mean=torch.ones(4)),
+            Fn(lambda s, x: x + torch.ones(4)),
+            Fn(lambda s, x: x + torch.ones(x.size(0), 4)),
+            Fn(lambda s, x: F.linear(x, x)),
+        ],
+    )
+    def test_weights_computed_in_the_forward_are_refused_since_they_would_go_stale(self, net):
+        attributes = set(vars(net))
+        refusal(net, (4,))
+        assert set(vars(net)) == attributes
+
+    def test_a_parametrised_module_of_one_s_own_is_refused(self):
+        net = Fn(lambda s, x: F.linear(x, s.w), w=nn.Parameter(torch.ones(3, 4)))
+        parametrize.register_parametrization(net, "w", nn.Tanh())
+        refusal(net, (4,))
+        refusal(nn.Sequential(net), (4,))
+
+    @pytest.mark.parametrize(
+        "net",
+        [
+            Fn(lambda s, x: x if x.sum() > 0 else -x),
+            Fn(lambda s, x: x * float(x[0, 0])),
+            Fn(lambda s, x: x if bool((x > 0).all()) else 2 * x),
+            Fn(lambda s, x: x * s.scale if s.scale > 0 else x, scale=torch.tensor(1.0)),
+        ],
+    )
+    def test_control_flow_on_values_is_refused(self, net):
+        assert "cannot be traced" in refusal(net, (4,))
+
+
+class TestWhatTracingCannotSee:
+    @pytest.mark.parametrize(
+        "net",
+        [
+            Fn(lambda s, x: F.dropout(x, 0.5, training=True)),
+            Fn(lambda s, x: F.dropout(x, 0.5, training=s.training)),
+            Fn(lambda s, x: x + torch.randn(4)),
+            Fn(lambda s, x: x + 0.1 * torch.randn_like(x)),
+            Fn(lambda s, x: x + torch.rand(1)),
+            Fn(lambda s, x: x * random.random()),
+            Fn(lambda s, x: x.bernoulli()),
+        ],
+    )
+    def test_randomness_is_refused(self, net):
+        refusal(net, (4,))
+
+    def test_a_value_read_as_a_number_is_refused(self):
+        refusal(Fn(lambda s, x: x + x.tolist()[0][0]), (4,))
+
+    @pytest.mark.parametrize(
+        "forward",
+        [
+            lambda s, x: _add(s.layer(x), torch.relu_),
+            lambda s, x: _add(s.layer(x), lambda h: F.relu(h, inplace=True)),
+            lambda s, x: _add(s.layer(x), s.act),
+            lambda s, x: _add(s.layer(x), lambda h: h.view(-1, 3).relu_()),
+            lambda s, x: _drop_result(s.layer(x), torch.relu_),
+            lambda s, x: _drop_result(x, torch.relu_),
+        ],
+    )
+    def test_reading_a_value_after_it_was_overwritten_is_refused(self, forward):
+        layer = nn.Linear(4, 3)
+        nn.init.constant_(layer.weight, 1.0)  # all positive: running the network shows no difference
+        nn.init.constant_(layer.bias, 1.0)
+        assert "overwrote in place" in refusal(Fn(forward, layer=layer, act=nn.ReLU(inplace=True)), (4,))
+
+    def test_overwriting_a_value_that_is_not_read_again_is_allowed(self):
+        def forward(s: Fn, x: Tensor) -> Tensor:
+            hidden = s.layer(x)
+            before = torch.tanh(hidden)
+            hidden += 1
+            return before + hidden.relu_()
+
+        assert_traced(Fn(forward, layer=nn.Linear(4, 3)), (4,))
+
+    def test_a_network_that_overwrites_its_own_input_is_a_function_of_it_all_the_same(self):
+        net = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)).double()
+        graph, x = trace(net, (4,)), batch(4)
+        assert torch.equal(graph.run(x)[0], net(x.clone()))
+        assert torch.equal(x, batch(4))
+
+    def test_tracing_works_in_inference_mode(self):
+        with torch.inference_mode():
+            trace(Residual(), (2, 4, 4))
+
+    def test_a_forward_replaced_on_the_instance_is_refused(self):
+        net = chain()
+        net[0].forward = lambda x: 2 * F.linear(x, net[0].weight)
+        refusal(net, (4,))
+
+    def test_a_forward_that_counts_its_calls_is_refused(self):
+        def forward(s: Fn, x: Tensor) -> Tensor:
+            s.calls = getattr(s, "calls", 0) + 1
+            return x * s.calls
+
+        refusal(Fn(forward), (4,))
+
+
+class TestExamplesMustNotMix:
+    @pytest.mark.parametrize(
+        ("net", "shape"),
+        [
+            (Fn(lambda s, x: x.view(-1, 2)), (4,)),
+            (Fn(lambda s, x: x.flatten(0)), (4,)),
+            (Fn(lambda s, x: x.reshape(-1)), (4,)),
+            (Fn(lambda s, x: x.unsqueeze(0).flatten(1)), (4,)),
+            (nn.Sequential(nn.Flatten(0)), (4,)),
+            (Fn(lambda s, x: torch.cat([x, x])), (4,)),
+            (Fn(lambda s, x: torch.cat([x, x], -2)), (4,)),
+            (Fn(lambda s, x: F.pad(x, (0, 0, 1, 1))), (4,)),
+            (Fn(lambda s, x: F.pad(x, (0, 0, 1, -1))), (4,)),
+            (nn.Sequential(nn.ConstantPad2d((0, 0, 1, -1), 0.0)), (4,)),
+        ],
+    )
+    def test_an_operator_that_loses_the_batch_is_named(self, net, shape):
+        message = refusal(net, shape)
+        assert "batch" in message
+        assert "cannot bound" in message
+
+    @pytest.mark.parametrize(
+        ("net", "shape"),
+        [
+            (nn.Sequential(nn.Conv1d(2, 2, 3, padding=1)), (4,)),  # reads the batch as channels
+            (nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten()), (3, 3)),
+            (Fn(lambda s, x: x.view(2, -1)), (4,)),
+            (Fn(lambda s, x: x.view(x.size(1), -1)), (2, 2)),
+            (Fn(lambda s, x: x.reshape(x.shape[1], 6).view(-1, 6)), (2, 3)),
+            (Fn(lambda s, x: x / x.size(0)), (4,)),
+            (Fn(lambda s, x: x * x.numel()), (4,)),
+            (Fn(lambda s, x: x + s.table, table=torch.rand(2, 4)), (4,)),
+            (Fn(lambda s, x: (x * s.table).flatten(1), table=torch.rand(2, 1, 4)), (4,)),
+        ],
+    )
+    def test_what_works_for_one_size_of_batch_only_is_refused(self, net, shape):
+        refusal(net, shape)
+
+
+class TestBadInput:
+    def test_the_input_s_shape_must_fit(self):
+        with pytest.raises(InputError, match=r"does not take inputs of shape \(7,\)"):
+            trace(chain(), (7,))
+
+    @pytest.mark.parametrize("shape", [(4, 4), (), (1, 28, 28)])
+    @pytest.mark.parametrize(
+        "net",
+        [
+            nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(8, 2)),
+            Fn(lambda s, x: x.flatten(5)),
+            nn.Sequential(nn.Unflatten(1, (3, 5))),
+        ],
+    )
+    def test_whatever_the_network_raises_about_it(self, net, shape):
+        with pytest.raises(InputError, match="does not take inputs of shape"):
+            trace(net, shape)
+
+    @pytest.mark.parametrize(
+        ("net", "got"),
+        [
+            (nn.Sequential(nn.Conv2d(1, 1, 1)), r"\(2, 1, 4, 4\)"),
+            (Fn(lambda s, x: (x, x)), "tuple"),
+            (Fn(lambda s, x: [x]), "list"),
+            (Fn(lambda s, x: {"logits": x}), "dict"),
+            (Fn(lambda s, x: None), "NoneType"),
+            (Fn(lambda s, x: x.size(0)), "int"),
+            (Fn(lambda s, x: s.table, table=torch.zeros(2, 3)), r"\(2, 3\)"),
+        ],
+    )
+    def test_the_output_must_be_logits(self, net, got):
+        with pytest.raises(InputError, match=rf"logits of shape \(batch, classes\), got .*{got}"):
+            trace(net, (1, 4, 4))
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    def test_weights_must_be_finite(self, value):
+        net = chain()
+        with torch.no_grad():
+            net[2].weight[1, 2] = value
+        with pytest.raises(InputError, match=r"`2\.weight` holds NaN or Inf"):
+            trace(net, (4,))
+
+    def test_buffers_must_be_finite(self):
+        net = nn.Sequential(nn.BatchNorm1d(4))
+        net[0].running_var[0] = float("nan")
+        with pytest.raises(InputError, match=r"`0\.running_var` holds NaN or Inf"):
+            trace(net, (4,))
+
+    def test_there_must_be_one_input(self):
+        class Two(nn.Module):
+            def forward(self, x: Tensor, y: Tensor) -> Tensor:
+                return x + y
+
+        assert "exactly one input" in refusal(Two(), (4,))
+
+    def test_division_by_zero_is_refused(self):
+        refusal(Fn(lambda s, x: x / s.std, std=torch.zeros(4)), (4,))

@@ -1,0 +1,235 @@
+"""The contract of every training method: one row per method, and all tests for each row.
+
+To add a method: one row in `ROWS`.
+"""
+
+import json
+import tomllib
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import tomli_w
+import torch
+
+from tightrope.errors import InputError, RecipeError
+from tightrope.recipes import build_method
+from tightrope.train import METHODS, Ramp, Steps, methods, terms
+from tightrope.train.schedules import at, last
+from tightrope.train.step import train_step
+
+# name, options, whether it needs a network with BatchNorm
+ROWS = [
+    ("standard", {}, False),
+    ("fgsm", {"eps": 0.05}, False),
+    ("pgd", {"eps": 0.05, "steps": 3}, False),
+    ("ibp", {"eps": 0.05}, False),
+    ("shi-ibp", {"eps": 0.05}, True),
+]
+NETWORKS = {"plain": {}, "BatchNorm": {"norm": True}}
+EVERY = pytest.mark.parametrize(("name", "options", "norm"), ROWS, ids=[row[0] for row in ROWS])
+ON_EACH_NETWORK = pytest.mark.parametrize("kind", list(NETWORKS))
+
+# Another value for each option: what the metrics and checkpoints must tell apart.
+OTHER_OPTIONS = [
+    ("fgsm", {"eps": 0.1, "step": 1.0}),
+    ("pgd", {"eps": Ramp(end=0.1, begin=0.1, finish=0.5), "steps": 2, "step": 0.7}),
+    ("ibp", {"eps": 0.1, "kappa": 0.0, "ramp": Ramp(shape="smooth", begin=0.1, finish=0.3)}),
+    ("ibp", {"eps": Steps(start=0.1, at=(0.5,)), "kappa": Ramp(start=0.9, end=0.4)}),
+    ("shi-ibp", {"eps": 0.1, "regularise": 0.2, "ramp": Ramp(begin=0.1, finish=0.9)}),
+]
+
+
+def build(name, options):
+    return METHODS[name](**options)
+
+
+CERTIFIED = [row[0] for row in ROWS if any(loss.certified for loss in build(*row[:2]).losses)]
+
+
+def gradient(method, batch):
+    """The gradient of the whole objective."""
+    total = sum(at(loss.weight, batch.progress) * loss.term(batch).mean() for loss in method.losses)
+    return torch.autograd.grad(total, list(batch.graph.module.parameters()))
+
+
+def objective(method, batch):
+    weights = [(at(loss.weight, batch.progress), loss) for loss in method.losses]
+    with torch.no_grad():
+        return sum(w * loss.term(batch).mean().item() for w, loss in weights if w)
+
+
+def test_the_table_has_every_method():
+    assert [row[0] for row in ROWS] == list(METHODS)
+
+
+@EVERY
+@ON_EACH_NETWORK
+@pytest.mark.parametrize("progress", [0.0, 0.1, 1.0], ids=["warm-up", "ramp", "end"])
+def test_three_steps_lower_the_loss(network, batch, name, options, norm, kind, progress):
+    method, module = build(name, options), network(**NETWORKS[kind])
+    eps = at(method.eps, progress)
+    optimiser = torch.optim.SGD(module.parameters(), 0.02)
+    before = objective(method, batch(module, eps, progress))
+    for _ in range(3):
+        train_step(method, batch(module, eps, progress), optimiser, clip=None)
+    assert objective(method, batch(module, eps, progress)) < before
+
+
+@EVERY
+@ON_EACH_NETWORK
+def test_with_eps_zero_every_method_is_natural_training(network, batch, name, options, norm, kind):
+    module = network(**NETWORKS[kind])
+    found = gradient(build(name, options), batch(module, eps=0.0, progress=1.0))
+    expected = gradient(methods.standard(), batch(module, eps=0.0, progress=1.0))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@EVERY
+@ON_EACH_NETWORK
+@pytest.mark.parametrize("progress", [0.1, 1.0])
+def test_one_radius_for_all_is_a_radius_for_each(network, batch, name, options, norm, kind, progress):
+    method = build(name, options)
+    for eps in (0.03, 0.0):
+        one = batch(network(**NETWORKS[kind]), eps, progress)
+        each = batch(network(**NETWORKS[kind]), torch.full((len(one.y),), eps), progress)
+        for loss in method.losses:
+            torch.testing.assert_close(loss.term(each), loss.term(one), atol=1e-6, rtol=1e-5)
+
+
+@EVERY
+@pytest.mark.parametrize("progress", [0.0, 0.02, 0.1, 0.5, 1.0])
+def test_a_term_is_computed_once_if_it_has_weight_and_never_otherwise(
+    network, batch, name, options, norm, progress
+):
+    method, calls = build(name, options), Counter()
+
+    def counting(loss):
+        def term(b):
+            calls[loss.name] += 1
+            return loss.term(b)
+
+        return replace(loss, term=term)
+
+    counted = replace(method, losses=tuple(map(counting, method.losses)))
+    module = network(norm=norm)
+    optimiser = torch.optim.SGD(module.parameters(), 0.01)
+    result = train_step(counted, batch(module, at(method.eps, progress), progress), optimiser, None)
+    weighty = {loss.name: 1 for loss in method.losses if at(loss.weight, progress) != 0}
+    assert calls == weighty
+    assert set(result.losses) == set(weighty)
+
+
+@EVERY
+def test_the_terms_have_names_of_their_own(name, options, norm):
+    names = [loss.name for loss in build(name, options).losses]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("name", "options"), [*(row[:2] for row in ROWS), *OTHER_OPTIONS])
+def test_options_say_all_there_is_to_say(name, options):
+    """Through TOML (a recipe) and JSON (a checkpoint) and back to the same method."""
+    method = build(name, options)
+    assert method.name == name
+    for read in (tomllib.loads(tomli_w.dumps(method.options)), json.loads(json.dumps(method.options))):
+        again = build_method({"name": name, **read})
+        assert again.options == method.options
+        assert (again.name, again.eps, again.initialise) == (method.name, method.eps, method.initialise)
+        assert [replace(loss, term=terms.natural) for loss in again.losses] == [
+            replace(loss, term=terms.natural) for loss in method.losses
+        ]
+
+
+@EVERY
+def test_every_method_begins_without_a_region_or_with_its_own(name, options, norm):
+    """A schedule begins at eps 0; a method without one trains at its eps throughout."""
+    method = build(name, options)
+    assert at(method.eps, 0.0) in (0.0, options.get("eps"))
+    assert last(method.eps) == options.get("eps", 0.0)
+
+
+# ------------------------------------------------------------------------- what a method promises
+
+
+@pytest.mark.parametrize("name", CERTIFIED)
+@pytest.mark.parametrize("eps", [0.0, -0.1, Ramp(end=0.0), Steps(start=0.0, at=())])
+def test_a_certified_method_needs_a_radius(name, eps):
+    with pytest.raises(InputError, match=f"{name} needs a training eps above 0"):
+        METHODS[name](eps=eps)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "ibp", "shi-ibp"])
+@pytest.mark.parametrize("eps", [float("nan"), float("inf"), Ramp(start=-0.1, end=0.1)])
+def test_a_radius_is_finite_and_not_negative_from_the_first_step_on(name, eps):
+    with pytest.raises(InputError, match=f"{name}: eps must be finite and not negative"):
+        METHODS[name](eps=eps)
+
+
+@pytest.mark.parametrize("kappa", [1.0, 1.5, Ramp(start=0.5, end=1.0)])
+def test_a_certified_method_that_ends_without_its_robust_term_is_refused(kappa):
+    with pytest.raises(InputError, match="ibp is a certified method, but its robust term ends with weight 0"):
+        methods.ibp(eps=0.1, kappa=kappa)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: methods.ibp(0.1, kappa=-0.5), lambda: methods.shi_ibp(0.1, regularise=-1.0)]
+)
+def test_a_negative_weight_is_refused(make):
+    with pytest.raises(InputError, match=r"the weight of its .* term must be finite and not negative"):
+        make()
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"steps": -1}, {"step": 0.0}, {"step": -0.3}])
+def test_an_attack_without_steps_is_refused(options):
+    with pytest.raises(RecipeError, match="at least one step"):
+        build_method({"name": "pgd", "eps": 0.1, **options})
+
+
+def test_ibp_moves_kappa_as_eps_moves(network, batch):
+    """methods.md, section 2: kappa_t = (eps - eps_t (1 - kappa)) / eps."""
+    method = methods.ibp(eps=0.2, kappa=0.4, ramp=Ramp(shape="smooth", begin=0.1, finish=0.5))
+    natural, robust = method.losses
+    for progress in (0.0, 0.1, 0.2, 0.3, 0.45, 0.5, 1.0):
+        share = at(method.eps, progress) / 0.2
+        assert at(natural.weight, progress) == pytest.approx(1 - share * (1 - 0.4))
+        assert at(natural.weight, progress) + at(robust.weight, progress) == pytest.approx(1)
+
+
+def test_ibp_is_kappa_natural_and_the_rest_robust(network, batch):
+    b = batch(network(), eps=0.05)
+    natural, robust = (loss.term(b).mean().item() for loss in methods.ibp(eps=0.05).losses)
+    assert objective(methods.ibp(eps=0.05, kappa=0.3), b) == pytest.approx(0.3 * natural + 0.7 * robust)
+    assert robust > natural
+
+
+def test_the_default_ramps_are_the_papers():
+    ibp, shi = methods.ibp(eps=0.4), methods.shi_ibp(eps=0.4)
+    assert ibp.eps == Ramp(shape="linear", start=0.0, end=0.4, begin=3 / 100, finish=20 / 100)
+    assert shi.eps == Ramp(shape="smooth", start=0.0, end=0.4, begin=1 / 70, finish=21 / 70)
+
+
+def test_shi_s_regularisers_fade_as_eps_rises_and_cost_nothing_after_the_ramp():
+    """methods.md, section 4: lambda (1 - eps_t / eps)."""
+    method = methods.shi_ibp(eps=0.3, regularise=0.5)
+    robust, *regularisers = method.losses
+    assert robust.weight == 1.0
+    for progress in (0.0, 1 / 70, 0.05, 0.1, 0.2, 0.29, 21 / 70, 0.5, 1.0):
+        for loss in regularisers:
+            expected = 0.5 * (1 - at(method.eps, progress) / 0.3)
+            assert at(loss.weight, progress) == pytest.approx(expected, abs=1e-12)
+    assert [at(loss.weight, 21 / 70) for loss in regularisers] == [0.0, 0.0]
+
+
+@EVERY
+def test_only_passes_over_inputs_update_statistics(network, batch, name, options, norm):
+    """Neither bounds nor the search of an attack may, nor may they leave the network in another mode."""
+    module = network(norm=True)
+    method = build(name, options)
+    b = batch(module, eps=0.05)
+    for loss in method.losses:
+        loss.term(b)
+    assert module.training
+    passes = 1 + any(loss.name == "adversarial" for loss in method.losses)
+    passes -= all(loss.name == "adversarial" for loss in method.losses)  # it never looks at clean inputs
+    assert module[1].num_batches_tracked.item() == passes

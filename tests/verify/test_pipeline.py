@@ -1,0 +1,473 @@
+import copy
+import errno
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from filelock import FileLock
+from torch import nn
+
+from tightrope.attacks import Pgd
+from tightrope.bounds import Interval
+from tightrope.data import Split, as_source
+from tightrope.errors import IdentityError, InputError, SoundnessViolation, TightropeError
+from tightrope.files import append_lines, load_tensors
+from tightrope.graph import trace
+from tightrope.region import Box, L1Ball, L2Ball
+from tightrope.verify import VERIFIERS, BoundStage, certify, read_verdicts
+
+from .conftest import ANSWERS, handmade, labelled, random_net, timeless
+
+ATTACK = Pgd(steps=4, step=1.0, loss="margin")
+
+
+@pytest.fixture
+def chunks_of_two(monkeypatch):
+    monkeypatch.setattr("tightrope.verify.pipeline.CHUNK", 2)
+
+
+@pytest.fixture
+def verifier(monkeypatch):
+    """Make an engine a verifier called "test"."""
+
+    def add(engine, cheap=True):
+        monkeypatch.setitem(VERIFIERS, "test", (BoundStage("test", engine, cheap=cheap),))
+        return "test"
+
+    return add
+
+
+def statuses(result):
+    return [verdict.status for verdict in result]
+
+
+class TestVerdicts:
+    """What is said about examples whose answers are known by hand."""
+
+    def test_each_status_with_its_stage_and_margin(self, graph, examples):
+        result = certify(graph, examples, Box(0.1), verifier="ibp", attack=ATTACK)
+        assert [(verdict.status, verdict.stage) for verdict in result] == [answer[:2] for answer in ANSWERS]
+        assert [verdict.margin for verdict in result] == pytest.approx([a[2] for a in ANSWERS], abs=1e-6)
+        assert [verdict.predicted for verdict in result] == [0, 0, 0, 1]
+        assert [verdict.label for verdict in result] == [0, 0, 0, 0]
+        assert [verdict.index for verdict in result] == [0, 1, 2, 3]
+
+    def test_only_a_falsified_example_has_a_witness_with_the_class_it_is_taken_for(self, graph, examples):
+        witnesses = [verdict.witness for verdict in certify(graph, examples, Box(0.1), attack=ATTACK)]
+        assert [found is not None for found in witnesses] == [False, True, False, False]
+        assert witnesses[1].predicted == 1
+        assert witnesses[1].point[:2].tolist() == pytest.approx([0.45, 0.55])
+
+    def test_without_an_attack_nothing_is_falsified_and_attacked_accuracy_is_unknown(self, graph, examples):
+        result = certify(graph, examples, Box(0.1), verifier="ibp", attack=None)
+        assert statuses(result) == ["robust", "undecided", "undecided", "misclassified"]
+        assert result.summary()["attacked_accuracy"] is None
+
+    def test_without_a_verifier_what_the_attack_leaves_is_undecided(self, graph, examples):
+        result = certify(graph, examples, Box(0.1), verifier="none", attack=ATTACK)
+        assert statuses(result) == ["undecided", "falsified", "undecided", "misclassified"]
+        assert result.verdicts[0].stage == "attack"
+        assert result.verdicts[0].margin == pytest.approx(0.6)  # the worst point that the attack found
+
+    def test_with_neither_only_the_clean_answers_are_looked_at(self, graph, examples):
+        result = certify(graph, examples, Box(0.1), verifier="none", attack=None)
+        assert statuses(result) == ["undecided"] * 3 + ["misclassified"]
+        assert {verdict.stage for verdict in result} == {"clean"}
+
+    def test_at_radius_zero_every_right_answer_is_robust(self, graph, examples):
+        result = certify(graph, examples, Box(0.0), attack=ATTACK)
+        assert statuses(result) == ["robust"] * 3 + ["misclassified"]
+
+    def test_a_stage_sees_only_what_the_stages_before_it_left_open(self, graph, examples, monkeypatch):
+        seen = []
+
+        def second(graph, x, region, spec):
+            seen.append(x.tolist())
+            return Interval()(graph, x, region, spec)
+
+        stages = (BoundStage("first", Interval()), BoundStage("second", second))
+        monkeypatch.setitem(VERIFIERS, "test", stages)
+        result = certify(graph, examples, Box(0.1), verifier="test", attack=ATTACK)
+        assert [verdict.stage for verdict in result] == ["first", "attack", "second", "clean"]
+        assert [row for rows in seen for row in rows] == [pytest.approx([0.62, 0.38, 1.0])]
+
+    def test_bounds_that_are_nan_prove_nothing(self, graph, examples, verifier):
+        def broken(graph, x, region, spec):
+            bounds = Interval()(graph, x, region, spec)
+            return replace(bounds, lower=bounds.lower * torch.nan)
+
+        result = certify(graph, examples, Box(0.1), verifier=verifier(broken), attack=ATTACK)
+        assert "robust" not in statuses(result)
+
+    def test_an_engine_that_only_estimates_cannot_certify(self, graph, examples, verifier):
+        def estimate(graph, x, region, spec):
+            return replace(Interval()(graph, x, region, spec), guarantee="estimate")
+
+        with pytest.raises(TightropeError, match="estimates"):
+            certify(graph, examples, Box(0.1), verifier=verifier(estimate))
+
+    def test_every_example_took_some_time(self, graph, examples):
+        result = certify(graph, examples, Box(0.1), attack=ATTACK)
+        assert all(verdict.seconds > 0 for verdict in result)
+        assert result.seconds == pytest.approx(sum(verdict.seconds for verdict in result))
+
+
+class TestSummary:
+    def test_it_says_what_the_command_line_promises(self, graph, examples):
+        result = certify(graph, examples, Box(0.1), verifier="ibp", attack=ATTACK)
+        summary = result.summary()
+        assert summary.pop("seconds") >= 0
+        assert summary == {
+            "examples": 4,
+            "clean_correct": 3,
+            "robust": 1,
+            "falsified": 1,
+            "undecided": 1,
+            "certified_accuracy": 0.25,
+            "clean_accuracy": 0.75,
+            "attacked_accuracy": 0.5,
+            "eps": 0.1,
+            "norm": "inf",
+            "verifier": "ibp",
+        }
+
+    def test_the_first_examples_only(self, graph, examples):
+        assert len(certify(graph, examples, Box(0.1), first=2)) == 2
+        assert len(certify(graph, examples, Box(0.1), first=100)) == 4
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_robust_example_withstands_a_strong_attack(seed):
+    graph = random_net(seed)
+    examples = labelled(graph, 100, seed)
+    proved = certify(graph, examples, Box(0.03), verifier="ibp", attack=None)
+    strong = Pgd(steps=30, step=0.2, restarts=3, loss="margin")
+    attacked = certify(graph, examples, Box(0.03), verifier="none", attack=strong)
+    both = list(zip(statuses(proved), statuses(attacked), strict=True))
+    assert ("robust", "falsified") not in both
+    assert ("robust", "undecided") in both
+    assert ("undecided", "falsified") in both
+
+
+@pytest.mark.parametrize("region", [Box(0.2), L2Ball(0.3), L1Ball(0.5)], ids=lambda region: region.norm)
+def test_a_witness_read_from_its_file_lies_in_the_region_and_is_misclassified_in_float64(region, tmp_path):
+    graph, out = random_net(0), tmp_path / "certify.jsonl"
+    examples = labelled(graph, 40)
+    result = certify(graph, examples, region, attack=ATTACK, out=out)
+    _, verdicts = read_verdicts(out)
+    assert timeless(verdicts) == timeless(result)
+    falsified = [verdict for verdict in verdicts if verdict.witness is not None]
+    assert falsified
+    exact = copy.deepcopy(graph.module).double()
+    ((x, y, _),) = examples.batches([torch.tensor([verdict.index for verdict in falsified])])
+    points = torch.stack([verdict.witness.point for verdict in falsified])
+    assert (region.contains(x.double(), points) == 0).all()
+    answers = exact(points).argmax(1)
+    assert (answers != y).all()
+    assert answers.tolist() == [verdict.witness.predicted for verdict in falsified]
+
+
+class TestNetwork:
+    """Which function is judged, and that the caller's network stays as it was."""
+
+    @staticmethod
+    def with_batch_norm():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+        net[1].running_mean.uniform_(-0.5, 0.5)
+        net[1].running_var.uniform_(0.5, 2)
+        return net
+
+    def test_a_network_in_training_mode_is_judged_as_in_evaluation(self):
+        net = self.with_batch_norm()
+        examples = labelled(trace(net.eval(), (4,)), 50)
+        wanted = certify(trace(net, (4,)), examples, Box(0.02), attack=ATTACK)
+        assert len(set(statuses(wanted))) > 1
+        assert timeless(certify(trace(net.train(), (4,)), examples, Box(0.02), attack=ATTACK)) == timeless(
+            wanted
+        )
+
+    def test_the_callers_network_is_left_alone(self):
+        net = self.with_batch_norm()
+        examples = labelled(trace(net.eval(), (4,)), 10)
+        net.train()
+        net[3].eval()
+        net(torch.rand(5, 4)).sum().backward()
+        before = copy.deepcopy(net)
+        gradients = [parameter.grad.clone() for parameter in net.parameters()]
+        certify(trace(net, (4,)), examples, Box(0.02), attack=ATTACK)
+        assert [m.training for m in net.modules()] == [m.training for m in before.modules()]
+        for name, tensor in net.state_dict().items():
+            assert torch.equal(tensor, before.state_dict()[name])
+            assert tensor.dtype == before.state_dict()[name].dtype
+        assert all(parameter.requires_grad for parameter in net.parameters())
+        for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+            assert torch.equal(parameter.grad, gradient)
+
+    def test_proofs_are_made_in_float64(self, graph, examples, verifier):
+        seen = set()
+
+        def spy(graph, x, region, spec):
+            bounds = Interval()(graph, x, region, spec)
+            weights = {parameter.dtype for parameter in graph.module.parameters()}
+            seen.update(weights, {x.dtype, spec.rows.dtype, bounds.lower.dtype})
+            return bounds
+
+        certify(graph, examples, Box(0.1), verifier=verifier(spy))
+        assert seen == {torch.float64}
+
+
+class TestSoundnessViolation:
+    """An example that is certified and attacked at once stops everything."""
+
+    @staticmethod
+    def optimist(graph, x, region, spec):
+        bounds = Interval()(graph, x, region, spec)
+        return replace(bounds, lower=bounds.lower + 1.0, upper=bounds.upper + 1.0)
+
+    def test_it_is_raised_and_the_example_saved_beside_the_file(self, graph, examples, verifier, tmp_path):
+        out = tmp_path / "run" / "certify.jsonl"
+        with pytest.raises(SoundnessViolation, match="example 1 was certified by test and attacked") as error:
+            certify(graph, examples, Box(0.1), verifier=verifier(self.optimist), attack=ATTACK, out=out)
+        assert error.value.exit_code == 3
+        saved = tmp_path / "run" / "soundness-violation-1.safetensors"
+        assert str(saved) in str(error.value)
+        tensors, facts = load_tensors(saved)
+        wanted = {"index": 1, "label": 0, "predicted": 1, "stage": "test", "eps": 0.1, "norm": "inf"}
+        assert facts == wanted
+        x, witness = tensors["x"], tensors["witness"]
+        assert x.tolist() == pytest.approx([0.55, 0.45, 0.0])
+        assert Box(0.1).contains(x[None], witness[None]).item() == 0
+        assert handmade().double()(witness).argmax() == 1
+
+    def test_no_verdict_of_that_batch_is_written(self, graph, examples, verifier, tmp_path, chunks_of_two):
+        out = tmp_path / "certify.jsonl"
+        with pytest.raises(SoundnessViolation):
+            certify(graph, examples, Box(0.1), verifier=verifier(self.optimist), attack=ATTACK, out=out)
+        assert read_verdicts(out)[1] == []
+
+    def test_without_a_file_it_is_saved_where_one_stands(
+        self, graph, examples, verifier, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SoundnessViolation):
+            certify(graph, examples, Box(0.1), verifier=verifier(self.optimist), attack=ATTACK)
+        assert (tmp_path / "soundness-violation-1.safetensors").is_file()
+
+
+class TestResume:
+    """A stopped certification goes on to the verdicts that it would have come to anyway."""
+
+    def test_from_wherever_the_file_was_cut_off(self, graph, examples, tmp_path, chunks_of_two):
+        out = tmp_path / "certify.jsonl"
+
+        def run(resume):
+            return timeless(certify(graph, examples, Box(0.1), attack=ATTACK, out=out, resume=resume))
+
+        wanted = run(resume=False)
+        content = out.read_bytes()
+        lines = content.splitlines(keepends=True)
+        for length in range(len(lines[0]), len(content) + 1, 5):
+            out.write_bytes(content[:length])
+            assert run(resume=True) == wanted
+            header, verdicts = read_verdicts(out)
+            assert header == json.loads(lines[0])
+            assert sorted(timeless(verdicts), key=lambda record: record["index"]) == wanted
+
+    def test_after_an_interruption(self, graph, examples, tmp_path, chunks_of_two):
+        out = tmp_path / "certify.jsonl"
+
+        class Interrupted:
+            shape = examples.shape
+
+            def __len__(self):
+                return len(examples)
+
+            def identity(self):
+                return examples.identity()
+
+            def batches(self, order):
+                yield next(examples.batches(order))
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            certify(graph, Interrupted(), Box(0.1), attack=ATTACK, out=out)
+        done = read_verdicts(out)[1]
+        assert [verdict.index for verdict in done] == [0, 1]
+        result = certify(graph, examples, Box(0.1), attack=ATTACK, out=out, resume=True)
+        assert next(iter(result)) == done[0]  # seconds and all: what is done is not done again
+        assert timeless(result) == timeless(certify(graph, examples, Box(0.1), attack=ATTACK))
+
+    def test_with_more_examples(self, graph, examples, tmp_path):
+        out = tmp_path / "certify.jsonl"
+        certify(graph, examples, Box(0.1), first=1, out=out)
+        assert len(certify(graph, examples, Box(0.1), out=out, resume=True)) == 4
+        assert len(certify(graph, examples, Box(0.1), first=2, out=out, resume=True)) == 2
+        assert [verdict.index for verdict in read_verdicts(out)[1]] == [0, 1, 2, 3]
+
+    def test_of_a_file_that_is_not_there_yet(self, graph, examples, tmp_path):
+        out = tmp_path / "new" / "certify.jsonl"
+        assert len(certify(graph, examples, Box(0.1), out=out, resume=True)) == 4
+
+    @staticmethod
+    def other_weights():
+        net = handmade()
+        net[0].bias.data[0] += 1e-7
+        return net
+
+    @staticmethod
+    def other_activation():
+        net = handmade()
+        net[1] = nn.LeakyReLU(0.1)
+        return net
+
+    @pytest.mark.parametrize(
+        ("key", "change"),
+        [
+            ("weights", lambda: {"graph": trace(TestResume.other_weights(), (3,))}),
+            ("network", lambda: {"graph": trace(TestResume.other_activation(), (3,))}),
+            ("data", lambda: {"examples": labelled(random_net(0, inputs=3), 4)}),
+            ("eps", lambda: {"region": Box(0.1 + 1e-12)}),
+            ("norm", lambda: {"region": L2Ball(0.1)}),
+            ("domain", lambda: {"region": Box(0.1, domain=None)}),
+            ("verifier", lambda: {"verifier": "none"}),
+            ("attack", lambda: {"attack": replace(ATTACK, steps=5)}),
+            ("attack", lambda: {"attack": None}),
+            ("seed", lambda: {"seed": 1}),
+        ],
+    )
+    def test_what_was_made_otherwise_is_refused_by_name(self, graph, examples, tmp_path, key, change):
+        settings = {
+            "graph": graph,
+            "examples": examples,
+            "region": Box(0.1),
+            "verifier": "ibp",
+            "attack": ATTACK,
+        }
+        settings["out"] = tmp_path / "certify.jsonl"
+        certify(**settings)
+        before = settings["out"].read_bytes()
+        with pytest.raises(
+            IdentityError, match=rf"certify\.jsonl was made with other settings:\n  {key}: .*\n"
+        ):
+            certify(**settings | change(), resume=True)
+        assert settings["out"].read_bytes() == before
+
+
+class TestFile:
+    """The file that verdicts are written to."""
+
+    def test_it_says_what_the_verdicts_rest_on(self, graph, examples, tmp_path):
+        out = tmp_path / "certify.jsonl"
+        certify(graph, examples, Box(0.1), attack=ATTACK, out=out, seed=3, about={"data": "digits"})
+        header, _ = read_verdicts(out)
+        identity = header["identity"]
+        assert header["format"] == "tightrope-certify/1"
+        assert header["data"] == "digits"
+        assert len(identity.pop("weights")) == len(identity.pop("network")) == 64
+        assert identity == {
+            "data": examples.identity(),
+            "eps": 0.1,
+            "norm": "inf",
+            "domain": [0.0, 1.0],
+            "verifier": "cascade",
+            "attack": {
+                "name": "pgd",
+                "steps": 4,
+                "step": 1.0,
+                "restarts": 1,
+                "loss": "margin",
+                "keep_best": True,
+            },
+            "seed": 3,
+        }
+
+    def test_one_that_exists_is_neither_overwritten_nor_continued_unasked(self, graph, examples, tmp_path):
+        out = tmp_path / "certify.jsonl"
+        out.write_text("precious")
+        with pytest.raises(InputError, match=r"already exists: go on with it \(--resume\), or"):
+            certify(graph, examples, Box(0.1), out=out)
+        assert out.read_text() == "precious"
+
+    def test_a_second_writer_is_refused(self, graph, examples, tmp_path):
+        out = tmp_path / "certify.jsonl"
+        with (
+            FileLock(tmp_path / ".certify.jsonl.lock"),
+            pytest.raises(InputError, match="another process is writing to"),
+        ):
+            certify(graph, examples, Box(0.1), out=out)
+        assert not out.exists()
+        assert len(certify(graph, examples, Box(0.1), out=out)) == 4
+
+    def test_one_that_cannot_be_written(self, graph, examples, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(InputError, match=r"cannot write to .*; choose another --out"):
+            certify(graph, examples, Box(0.1), out=tmp_path / "file" / "certify.jsonl")
+
+    def test_a_full_disk_keeps_what_was_written(self, graph, examples, tmp_path, chunks_of_two, monkeypatch):
+        out, syncs = tmp_path / "certify.jsonl", iter([None, None])  # the header and two examples fit
+
+        def full(descriptor, sync=os.fsync):
+            if next(syncs, errno.ENOSPC) is not None:
+                os.write(descriptor, b'{"index": 2, "lab')
+                raise OSError(errno.ENOSPC, "No space left on device")
+            sync(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(TightropeError, match=r"no space left to write .*certify\.jsonl; .*Free some"):
+                certify(graph, examples, Box(0.1), attack=ATTACK, out=out)
+        assert [verdict.index for verdict in read_verdicts(out)[1]] == [0, 1]
+        assert out.read_bytes().endswith(b"\n")
+        result = certify(graph, examples, Box(0.1), attack=ATTACK, out=out, resume=True)
+        assert timeless(result) == timeless(certify(graph, examples, Box(0.1), attack=ATTACK))
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")  # noqa: PTH110
+    def test_a_really_full_device(self, tmp_path):
+        (tmp_path / "file").symlink_to("/dev/full")
+        with pytest.raises(TightropeError, match="no space left"):
+            append_lines(tmp_path / "file", [{"index": 0}])
+
+
+class TestErrors:
+    """Requests that make no sense."""
+
+    @pytest.mark.parametrize("first", [0, -1])
+    def test_no_examples_asked_for(self, graph, examples, first):
+        with pytest.raises(InputError, match=f"must be positive, got {first}"):
+            certify(graph, examples, Box(0.1), first=first)
+
+    def test_a_verifier_that_there_is_not(self, graph, examples, tmp_path):
+        out = tmp_path / "certify.jsonl"
+        with pytest.raises(InputError, match="there is no verifier 'magic'"):
+            certify(graph, examples, Box(0.1), verifier="magic", out=out)
+        assert not out.exists()
+
+    def test_a_radius_for_each_example(self, graph, examples):
+        with pytest.raises(InputError, match="one radius for all examples"):
+            certify(graph, examples, Box(torch.full((4,), 0.1)))
+
+    def test_inputs_outside_the_domain(self, graph, examples):
+        with pytest.raises(InputError, match=r"domain \(0\.2, 0\.8\), got 0 to 1"):
+            certify(graph, examples, Box(0.1, domain=(0.2, 0.8)))
+
+    def test_inputs_that_are_no_numbers(self, graph):
+        class Broken:
+            def __len__(self):
+                return 1
+
+            def identity(self):
+                return ""
+
+            def batches(self, order):
+                return ((torch.full((1, 3), torch.nan), torch.zeros(1, dtype=torch.int64), i) for i in order)
+
+        with pytest.raises(InputError, match="must be numbers"):
+            certify(graph, Broken(), Box(0.1, domain=None))
+
+    def test_inputs_of_another_shape(self, graph):
+        wide = as_source(Split(torch.rand(2, 5), torch.zeros(2, dtype=torch.int64)))
+        with pytest.raises(InputError, match="shape"):
+            certify(graph, wide, Box(0.1))

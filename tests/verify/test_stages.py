@@ -1,0 +1,137 @@
+import itertools
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from tightrope.attacks import Pgd
+from tightrope.bounds import Bounds
+from tightrope.errors import InputError, TightropeError
+from tightrope.graph import trace
+from tightrope.region import Box, L1Ball, L2Ball
+from tightrope.verify import VERIFIERS, BoundStage
+from tightrope.verify.stages import IBP, LARGEST, answer, attack_stage, find_verifier
+
+from .conftest import handmade, random_net
+
+
+@dataclass
+class Says:
+    """An engine that bounds the margin over class 1 by what it is told, whatever the network."""
+
+    lower: float
+    upper: float = 1.0
+    guarantee: str = "sound"
+
+    def __call__(self, graph, x, region, spec):
+        lower = torch.tensor([[0.0, self.lower]], dtype=x.dtype).expand(len(x), -1)
+        upper = torch.tensor([[0.0, self.upper]], dtype=x.dtype).expand(len(x), -1)
+        return Bounds(lower, upper, self.guarantee, boxes={})
+
+
+def prove(engine):
+    x, y = torch.full((1, 3), 0.5, dtype=torch.float64), torch.tensor([0])
+    proved, margin = BoundStage("test", engine)(trace(handmade().double(), (3,)), x, y, Box(0.1))
+    return proved.item(), margin.item()
+
+
+class TestProof:
+    def test_a_positive_lower_bound_proves(self):
+        assert prove(Says(0.5)) == (True, 0.5)
+
+    @pytest.mark.parametrize("lower", [-0.5, 0.0])
+    def test_any_other_does_not(self, lower):
+        assert prove(Says(lower)) == (False, lower)
+
+    def test_a_lower_bound_within_rounding_does_not(self):
+        assert prove(Says(1e-7)) == (False, 1e-7)
+        assert prove(Says(2e-6))[0]
+
+    def test_the_slack_grows_with_the_size_of_the_bounds(self):
+        assert not prove(Says(1e-3, upper=1e7))[0]
+        assert prove(Says(1e-1, upper=1e7))[0]
+
+    @pytest.mark.parametrize(
+        "engine", [Says(math.nan), Says(0.5, upper=math.nan), Says(math.inf), Says(-math.inf)]
+    )
+    def test_what_is_not_finite_proves_nothing(self, engine):
+        assert not prove(engine)[0]
+
+    def test_the_margin_of_nan_is_the_smallest_number(self):
+        assert prove(Says(math.nan))[1] == -LARGEST
+
+    def test_estimates_are_refused_however_good(self):
+        with pytest.raises(TightropeError, match="test yields estimates, which prove nothing"):
+            prove(Says(0.5, guarantee="estimate"))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_intervals_prove_no_corner_and_no_attack_refutes(seed):
+    graph = random_net(seed).to(torch.float64)
+    x = torch.rand(200, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    y = graph.run(x)[0].argmax(1)
+    region = Box(0.03)
+    proved, lower = IBP(graph, x, y, region)
+    assert 0 < proved.sum() < len(x)  # else this shows nothing
+    low, high = region.corners(x)
+    for corner in itertools.product((False, True), repeat=4):
+        point = torch.where(torch.tensor(corner), high, low)
+        assert (answer(graph, point, y).margin >= lower - 1e-12).all()
+    strong = Pgd(steps=30, step=0.2, restarts=3, loss="margin")
+    point = strong(graph, x, y, region, torch.Generator().manual_seed(0))
+    found = answer(graph, point, y)
+    assert (found.margin >= lower - 1e-12).all()
+    assert (found.predicted == y)[proved].all()
+
+
+class TestAnswer:
+    @staticmethod
+    def of(logits, label):
+        graph = trace(nn.Linear(1, len(logits)), (1,)).to(torch.float64)
+        graph.module.weight.zero_()
+        graph.module.bias.copy_(torch.tensor(logits))
+        found = answer(graph, torch.zeros(1, 1, dtype=torch.float64), label)
+        return found.predicted.item(), found.margin.item()
+
+    @pytest.mark.parametrize(
+        ("logits", "label", "predicted", "margin"),
+        [
+            ([1.0, 3.0, 0.0], 1, 1, 2.0),
+            ([1.0, 3.0, 0.0], 0, 1, -2.0),
+            ([3.0, 1.0, 3.0], 0, 2, 0.0),  # a tie counts against the label
+            ([3.0, 1.0, 3.0], 2, 0, 0.0),
+            ([0.0, math.nan, 0.0], 0, 1, -LARGEST),
+            ([math.inf, math.inf, 0.0], 0, 1, -LARGEST),
+            ([0.0], 0, 0, LARGEST),  # there is no wrong class
+        ],
+    )
+    def test_the_label_is_predicted_exactly_where_the_margin_is_positive(
+        self, logits, label, predicted, margin
+    ):
+        assert self.of(logits, torch.tensor([label])) == (predicted, margin)
+
+
+@pytest.mark.parametrize("region", [Box(0.1), L2Ball(0.15), L1Ball(0.3)], ids=lambda region: region.norm)
+def test_attacked_points_lie_in_the_region_in_float64(region):
+    graph = random_net(1)
+    x = torch.rand(100, 4, generator=torch.Generator().manual_seed(1)).double()
+    y = torch.zeros(100, dtype=torch.int64)
+    attack, generator = Pgd(steps=5, step=0.5, loss="margin"), torch.Generator().manual_seed(0)
+    fast, exact = graph.to(torch.float32), graph.to(torch.float64)
+    found = attack_stage(attack, fast, exact, x, y, region, generator)
+    assert found.point.dtype == found.margin.dtype == torch.float64
+    assert (region.contains(x, found.point) == 0).all()
+    again = answer(exact, found.point, y)
+    assert torch.equal(again.margin, found.margin)
+
+
+def test_a_verifier_that_there_is_not():
+    with pytest.raises(InputError, match="there is no verifier 'ipb'; there are none, ibp, "):
+        find_verifier("ipb")
+
+
+def test_every_verifier_is_made_of_stages_with_names_of_their_own():
+    for stages in VERIFIERS.values():
+        assert len({stage.name for stage in stages}) == len(stages)
