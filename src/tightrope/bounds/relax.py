@@ -68,7 +68,7 @@ def relax(
     return rule(op, lower, upper, slope)
 
 
-def _relu(op: ReLU, lower: Tensor, upper: Tensor, slope: LowerSlope) -> Lines:
+def _relu(_op: ReLU, lower: Tensor, upper: Tensor, slope: LowerSlope) -> Lines:
     return _kinked(0.0, lower, upper, slope)
 
 
@@ -98,10 +98,10 @@ def _kinked(left: float, lower: Tensor, upper: Tensor, slope: LowerSlope) -> Lin
     return Lines(below, torch.zeros_like(lower), chord, offset)
 
 
-def _s_shaped(op: Sigmoid | Tanh, lower: Tensor, upper: Tensor, slope: LowerSlope) -> Lines:
-    """Convex left of 0 and concave right of it: chord on the side that it bounds, else the flatter end's slope.
+def _s_shaped(op: Sigmoid | Tanh, lower: Tensor, upper: Tensor, _slope: LowerSlope) -> Lines:
+    """Convex left of 0, concave right of it: the chord where it is a bound, else the flatter end's slope.
 
-    Source: Singh et al. 2019 (DeepPoly), section 4.3. `slope` makes no difference.
+    Source: Singh et al. 2019 (DeepPoly), section 4.3. There is no choice of slope.
     """
     low, high = op.apply(lower), op.apply(upper)
     wide = upper - lower > 1e-6
