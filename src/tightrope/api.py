@@ -57,7 +57,10 @@ class Run:
             InputError: if the file of metrics is missing or damaged.
         """
         path = self.path / "metrics.jsonl"
-        return [check_line(_RECORD, line, path, n) for n, line in enumerate(read_lines(path), start=1)]
+        lines = read_lines(path)
+        if not lines:
+            raise InputError(f"{path} is empty; restore it")
+        return [check_line(_RECORD, line, path, number) for number, line in enumerate(lines, start=1)]
 
 
 def bounds(

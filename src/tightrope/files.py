@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -26,6 +27,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
     Raises:
         TightropeError: if the disk is full; the old file is still there.
+        InputError: if the file cannot be written for another reason.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -36,16 +38,17 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        _explain_full_disk(path, error)
-        raise
+        with suppress(OSError):
+            partial.unlink()
+        raise _unwritable(path, error) from error
 
 
-def _explain_full_disk(path: Path, error: OSError) -> None:
+def _unwritable(path: Path, error: OSError) -> TightropeError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise TightropeError(
+        return TightropeError(
             f"no space left to write {path}; what was there before is kept. Free some space"
-        ) from error
+        )
+    return InputError(f"cannot write {path}: {error.strerror}; check the path and its permissions")
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -53,6 +56,7 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
     Raises:
         TightropeError: if the disk is full; the file is as it was.
+        InputError: if the file cannot be written for another reason.
     """
     content = "".join(to_json(record) + "\n" for record in records).encode()
     size = path.stat().st_size if path.exists() else 0
@@ -64,8 +68,7 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     except OSError as error:
         with suppress(OSError):
             os.truncate(path, size)
-        _explain_full_disk(path, error)
-        raise
+        raise _unwritable(path, error) from error
 
 
 def read_lines(path: Path) -> list[bytes]:
@@ -77,13 +80,15 @@ def read_lines(path: Path) -> list[bytes]:
     try:
         *lines, rest = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; check the path and its permissions"
-        ) from None
+        raise _unreadable(path, error) from None
     with suppress(ValueError):
         json.loads(rest)  # a whole record that only lacks its newline counts
         lines.append(rest)
     return lines
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot read {path}: {error.strerror}; check the path and its permissions")
 
 
 def check_line(kind: TypeAdapter[T], line: bytes, path: Path, number: int) -> T:
@@ -124,6 +129,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
     if not isinstance(content, dict):
@@ -149,6 +156,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = json.loads((file.metadata() or {}).get("header", "{}"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error}; check the path and its permissions") from None
     except (SafetensorError, ValueError) as error:
         raise InputError(
             f"{path} is corrupt or not a safetensors file ({error}); delete it or restore it"
@@ -162,5 +171,5 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.flatten().view(-1).numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

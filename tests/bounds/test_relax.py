@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tightrope.bounds.relax import relax
 from tightrope.errors import InputError
-from tightrope.graph.ops import LeakyReLU, MaxPool, ReLU, Sigmoid, Tanh
+from tightrope.graph.ops import Activation, LeakyReLU, MaxPool, ReLU, Sigmoid, Tanh
 
 ACTIVATIONS = [ReLU(), LeakyReLU(0.1), LeakyReLU(0.0), LeakyReLU(1.0), Sigmoid(), Tanh()]
 SLOPES = ["parallel", "adaptive", "zero", "one"]
@@ -63,7 +63,18 @@ def test_positive_rows_meet_the_lower_line_and_negative_rows_the_upper():
     assert offset.tolist() == [[0.0, -1.0]]
 
 
-def test_an_activation_without_a_relaxation_is_named():
+def test_a_maximum_lies_above_its_likely_winner_and_below_the_largest_upper_bound():
     pool = MaxPool(torch.nn.MaxPool1d(2))
-    with pytest.raises(InputError, match="MaxPool"):
-        relax(pool, torch.zeros(1, 1, 2), torch.ones(1, 1, 2), "adaptive")
+    lower, upper = torch.tensor([[[0.0, 0.5, -1.0, -2.0]]]), torch.tensor([[[3.0, 1.0, 0.0, 2.0]]])
+    rows, offset = relax(pool, lower, upper, "adaptive").pull(torch.tensor([[[[2.0, -1.0]]]]))
+    assert rows.tolist() == [[[[0.0, 2.0, 0.0, 0.0]]]]
+    assert offset.tolist() == [[-2.0]]
+
+
+def test_an_activation_without_a_relaxation_is_named():
+    class Square(Activation):
+        def apply(self, *inputs):
+            return inputs[0].square()
+
+    with pytest.raises(InputError, match="Square"):
+        relax(Square(), torch.zeros(1, 2), torch.ones(1, 2), "adaptive")

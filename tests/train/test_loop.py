@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -27,7 +26,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from tightrope import fit, methods
-from tightrope.data import Augment, Split, as_source
+from tightrope.data import Augment, Split, as_source, hold_out
 from tightrope.errors import DivergedError, IdentityError, InputError, TightropeError
 from tightrope.files import load_tensors
 from tightrope.recipes import parse_recipe, read_recipe
@@ -285,10 +284,12 @@ WRITES += ["last checkpoint", "weights"]
 
 @pytest.mark.parametrize("count", range(4, len(WRITES) + 1), ids=WRITES[3:])
 def test_a_crash_in_any_write_loses_nothing(run, reference, tmp_path, monkeypatch, count):
-    with monkeypatch.context() as patch, pytest.raises(Crash):
+    begun = count > WRITES.index("checkpoint 0") + 1
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing_at(count, Crash()))
-        run(tmp_path, epochs=2, checkpoint_seconds=ALWAYS)
-    run(tmp_path, epochs=2, checkpoint_seconds=ALWAYS, resume=True, network_seed=1)
+        with pytest.raises(Crash):
+            run(tmp_path, epochs=2, checkpoint_seconds=ALWAYS)
+    run(tmp_path, epochs=2, checkpoint_seconds=ALWAYS, resume=True, network_seed=int(begun))
     assert_same_run(tmp_path, reference(epochs=2))
 
 
@@ -307,9 +308,10 @@ def test_a_full_disk_stops_the_run_with_one_line_and_it_goes_on_when_there_is_sp
     run, reference, tmp_path, monkeypatch, count
 ):
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with monkeypatch.context() as patch, pytest.raises(TightropeError, match="no space left to write"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing_at(count, full))
-        run(tmp_path, epochs=2, checkpoint_seconds=ALWAYS)
+        with pytest.raises(TightropeError, match="no space left to write"):
+            run(tmp_path, epochs=2, checkpoint_seconds=ALWAYS)
     run(tmp_path, epochs=2, resume=True, network_seed=1)
     assert_same_run(tmp_path, reference(epochs=2))
 
@@ -543,8 +545,9 @@ def test_the_state_before_the_step_is_what_is_saved(run, tmp_path, bad):
     ids=["at a checkpoint", "at an epoch's end", "at the end", "at the next step"],
 )
 def test_weights_that_overflow_never_replace_a_good_state(run, tmp_path, options):
+    steep = Method("steep", 0.0, (Loss("natural", 1e6, terms.natural),))
     with pytest.raises(DivergedError, match="The last good state is in"):
-        run(tmp_path, "standard", optimiser="sgd", lr=1e45, **options)
+        run(tmp_path, steep, optimiser="sgd", lr=3e38, **options)
     assert saved_step(tmp_path) == 0
     assert all(torch.isfinite(t).all() for t in weights(tmp_path, "checkpoint/last.safetensors").values())
     assert not (tmp_path / "model.safetensors").exists()
@@ -554,8 +557,8 @@ def test_a_network_that_explodes_at_once_says_so(run, network, tmp_path):
     module = network()
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.mul_(1e30)
-    with pytest.raises(DivergedError, match=r"`natural` is (inf|nan) at step 0 \(epoch 1, "):
+            parameter.mul_(1e12)
+    with pytest.raises(DivergedError, match=r"natural.* is (inf|nan) at step 0 \(epoch 1, "):
         run(tmp_path, "standard", module=module)
 
 
@@ -599,16 +602,9 @@ def test_the_losses_of_an_epoch_are_means_over_its_examples(run, network, images
     options = {"augment": None, "module": network(), "epochs": 1, "optimiser": "sgd", "lr": 1e-12}
     run(tmp_path, "standard", data=images(51 + HELD_OUT), **options)
     split = images(51 + HELD_OUT)
-    _, index = _training_index(split)
+    index, _ = hold_out(split.y, HELD_OUT, 0)
     expected = nn.functional.cross_entropy(network()(split.x[index]), split.y[index]).item()
     assert metrics(tmp_path)[0]["losses"]["natural"] == pytest.approx(expected, rel=1e-5)
-
-
-def _training_index(split):
-    from tightrope.data import hold_out
-
-    index, aside = hold_out(split.y, HELD_OUT, 0)
-    return aside, index
 
 
 def test_time_adds_up_over_the_parts_of_a_run(run, tmp_path):
@@ -695,16 +691,16 @@ def test_fit_trains_any_network_on_any_dataset(images, tmp_path, wrap):
         wrap(images(200)),
         methods.ibp(eps=0.02),
         out=tmp_path,
-        epochs=15,
+        epochs=8,
         batch=20,
-        lr=0.01,
+        lr=0.02,
         device="cpu",
     )
     assert result.model is module
     assert not module.training
     assert same(module.state_dict(), weights(tmp_path))
     records = result.metrics()
-    assert len(records) == 15
+    assert len(records) == 8
     assert records[-1]["held_out"] == {"examples": 20, "eps": 0.02} | {
         key: records[-1]["held_out"][key] for key in ("clean", "certified")
     }

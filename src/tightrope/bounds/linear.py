@@ -19,6 +19,8 @@ from tightrope.spec import Spec
 
 Boxes = dict[int, tuple[Tensor, Tensor]]
 
+LARGEST = 2**25  # coefficients that one backward pass may hold per layer: 256 MB in float64
+
 
 def lower_bound(
     graph: Graph,
@@ -122,10 +124,12 @@ def _tighten(
     lower: Tensor,
     upper: Tensor,
     relaxations: dict[int, Relaxation],
-    chunk: int = 512,
+    largest: int = LARGEST,
 ) -> tuple[Tensor, Tensor]:
     """Bounds of the neurons of one layer whose sign is open, each by its own backward pass."""
     shape = lower.shape
+    widest = max(n.shape.numel() for n in graph.nodes[: node + 1])
+    chunk = max(1, largest // (2 * len(x) * widest))
     lower, upper = lower.flatten(1), upper.flatten(1)
     unstable = (lower < 0) & (upper > 0)
     # Each example's open neurons come first; examples with fewer of them are padded with any others.

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tightrope.errors import InputError
-from tightrope.graph.ops import Activation, LeakyReLU, ReLU, Sigmoid, Tanh
+from tightrope.graph.ops import Activation, LeakyReLU, MaxPool, ReLU, Sigmoid, Tanh
 
 LowerSlope = Literal["parallel", "adaptive", "zero", "one"]
 """Which line bounds an unstable ReLU from below; all of them are sound."""
@@ -45,6 +45,28 @@ class Lines:
         pulled = positive * self.lower_slope.unsqueeze(1) + negative * self.upper_slope.unsqueeze(1)
         offset = _dot(positive, self.lower_offset) + _dot(negative, self.upper_offset)
         return pulled, offset
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """`z_k <= max z <= max upper`, where k has the largest lower bound of its window.
+
+    Source: Singh et al. 2019 (DeepPoly), section 4.4, without its case of a certain winner.
+    """
+
+    op: MaxPool
+    lower: Float[Tensor, "batch *in"]
+    upper: Float[Tensor, "batch *in"]
+
+    def pull(
+        self, rows: Float[Tensor, "batch rows *out"]
+    ) -> tuple[Float[Tensor, "batch rows *in"], Float[Tensor, "batch rows"]]:
+        """Positive coefficients go to each window's winner, negative ones meet the constant above."""
+        positive, negative = rows.clamp(min=0), rows.clamp(max=0)
+        winners = self.lower.unsqueeze(1).expand(-1, rows.shape[1], *self.lower.shape[1:]).flatten(0, 1)
+        scatter = torch.func.vjp(self.op.apply, winners)[1]
+        (pulled,) = scatter(positive.flatten(0, 1))
+        return pulled.unflatten(0, rows.shape[:2]), _dot(negative, self.op.apply(self.upper))
 
 
 def _dot(rows: Tensor, vector: Tensor) -> Tensor:
@@ -113,6 +135,10 @@ def _s_shaped(op: Sigmoid | Tanh, lower: Tensor, upper: Tensor, _slope: LowerSlo
     return Lines(lower_slope, low - lower_slope * lower, upper_slope, high - upper_slope * upper)
 
 
+def _max_pool(op: MaxPool, lower: Tensor, upper: Tensor, _slope: LowerSlope) -> Pooled:
+    return Pooled(op, lower, upper)
+
+
 def _derivative(op: Sigmoid | Tanh, value: Tensor) -> Tensor:
     return value * (1 - value) if isinstance(op, Sigmoid) else 1 - value.square()
 
@@ -122,4 +148,5 @@ _RULES: dict[type[Activation], Callable[[Any, Tensor, Tensor, LowerSlope], Relax
     LeakyReLU: _leaky,
     Sigmoid: _s_shaped,
     Tanh: _s_shaped,
+    MaxPool: _max_pool,
 }

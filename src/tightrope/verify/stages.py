@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Engine, Interval
+from tightrope.bounds import Engine, Intersect, Interval, Linear
 from tightrope.errors import InputError, TightropeError
 from tightrope.graph import Graph
 from tightrope.region import Region
@@ -54,12 +54,23 @@ class BoundStage:
         return margin > SLACK_ABSOLUTE + SLACK_RELATIVE * size, margin
 
 
+_CROWN_IBP = Linear("adaptive", "interval", sides="lower")
+_CROWN = Linear("adaptive", "linear", sides="lower")
+_FAST_LIN = Linear("parallel", "linear", sides="lower")
+
 IBP = BoundStage("ibp", Interval(), cheap=True)
 
 VERIFIERS: dict[str, tuple[BoundStage, ...]] = {
     "none": (),
     "ibp": (IBP,),
-    "cascade": (IBP,),
+    "crown-ibp": (BoundStage("crown-ibp", _CROWN_IBP, cheap=True),),
+    "fast-lin": (BoundStage("fast-lin", _FAST_LIN),),
+    "crown": (BoundStage("crown", _CROWN),),
+    "cascade": (
+        IBP,
+        BoundStage("crown-ibp", Intersect(_CROWN_IBP, Interval()), cheap=True),
+        BoundStage("crown", Intersect(_CROWN, Interval())),
+    ),
 }
 
 

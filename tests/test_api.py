@@ -1,0 +1,309 @@
+"""What Python users call: `fit`, `certify`, `bounds`, `margins`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+import tightrope as tr
+from tightrope.api import find_device, resolve
+from tightrope.data import Split
+from tightrope.errors import InputError, RecipeError, UnsupportedOperatorError
+from tightrope.recipes import DEFAULT_TRAINING, parse_recipe
+
+
+def examples(count: int) -> Split:
+    """Points of the unit square in two classes, left and right."""
+    x = torch.rand(count, 2, generator=torch.Generator().manual_seed(0))
+    return Split(x, (x[:, 0] > 0.5).long())
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2))
+
+
+class Homemade(Dataset[Any]):
+    """A map-style data set of `(x, y)`, as users write them."""
+
+    def __len__(self) -> int:
+        return 50
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x = torch.tensor([index / 50, 0.5])
+        return x, int(x[0] > 0.5)
+
+
+def is_same(one: nn.Module, other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.state_dict().items())
+
+
+# ---------------------------------------------------------------------------------------------- fit
+
+
+@pytest.fixture
+def run(tmp_path) -> tr.Run:
+    return tr.fit(network(), examples(100), tr.methods.ibp(eps=0.05), epochs=2, lr=0.01, out=tmp_path / "run")
+
+
+def test_fit_returns_the_trained_network_and_its_folder(run):
+    assert not run.model.training
+    assert is_same(run.model, load_file(run.path / "model.safetensors"))
+    assert [record["epoch"] for record in run.metrics()] == [1, 2]
+    assert run.metrics()[-1]["held_out"]["examples"] == 10
+
+
+def test_fit_with_a_seed_gives_the_same_weights_again(run, tmp_path):
+    again = tr.fit(
+        network(), examples(100), tr.methods.ibp(eps=0.05), epochs=2, lr=0.01, out=str(tmp_path / "again")
+    )
+    assert is_same(again.model, run.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "train_set",
+    [examples(50), TensorDataset(examples(50).x, examples(50).y), Homemade()],
+    ids=["Split", "TensorDataset", "Dataset"],
+)
+def test_fit_takes_any_map_style_data_set(train_set, tmp_path):
+    run = tr.fit(network(), train_set, tr.methods.ibp(eps=0.05), epochs=1, out=tmp_path)
+    assert run.metrics()[-1]["held_out"]["examples"] == 5
+
+
+def test_fit_trains_as_the_command_line_does_where_nothing_is_said(tmp_path):
+    net = nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    tr.fit(net, examples(100), tr.methods.shi_ibp(eps=0.05), epochs=1, out=tmp_path)
+    said = (tmp_path / "recipe.toml").read_text()
+    default = DEFAULT_TRAINING["shi-ibp"]
+    assert f"batch = {default.batch}" in said
+    assert f"clip = {default.clip}" in said
+
+
+def test_a_method_of_ones_own_can_be_fitted(tmp_path):
+    from tightrope.train import Loss, Method, terms
+
+    mine = Method("mine", 0.05, (Loss("natural", 1.0, terms.natural),))
+    assert tr.fit(network(), examples(50), mine, epochs=1, out=tmp_path).metrics()
+
+
+def test_a_folder_is_fitted_in_once_and_resumed_on_demand(run):
+    arguments = (network(), examples(100), tr.methods.ibp(eps=0.05))
+    with pytest.raises(InputError, match="already holds a run"):
+        tr.fit(*arguments, epochs=2, lr=0.01, out=run.path)
+    resumed = tr.fit(*arguments, epochs=2, lr=0.01, out=run.path, resume=True)
+    assert is_same(resumed.model, run.model.state_dict())
+    with pytest.raises(InputError, match=r"training\.epochs: 2 there, 3 now"):
+        tr.fit(*arguments, epochs=3, lr=0.01, out=run.path, resume=True)
+
+
+def test_a_run_from_python_says_how_it_can_be_certified(run):
+    assert json.loads((run.path / "model.json").read_text())["name"] is None
+    with pytest.raises(InputError, match="trained from Python"):
+        tr.targets.load_target(str(run.path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"epoch": 3}, r"training\.epoch.*epochs"),
+        ({"epochs": 0}, r"training\.epochs"),
+        ({"lr": float("nan")}, r"training\.lr"),
+        ({"optimiser": "adma"}, r"training\.optimiser.*'adam'"),
+        ({"seed": -1}, "seed"),
+        ({"test_eps": -0.1}, "test_eps"),
+        ({"test_eps": float("nan")}, "test_eps"),
+        ({"held_out": 0}, "held_out"),
+    ],
+)
+def test_fit_refuses_settings_by_name(arguments, said, tmp_path):
+    with pytest.raises(RecipeError, match=said):
+        tr.fit(network(), examples(50), tr.methods.ibp(eps=0.05), out=tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("net", "data", "said"),
+    [
+        (nn.Linear(3, 2), examples(50), r"inputs of shape \(2,\)"),
+        (nn.Linear(2, 1), examples(50), "1 outputs, but the data has the label 1"),
+        (nn.Linear(2, 2).requires_grad_(False), examples(50), "no parameters to train"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)), examples(50), r"1 \(Softmax\)"),
+        (network(), TensorDataset(torch.full((9, 2), torch.nan), torch.zeros(9).long()), "NaN"),
+        (network(), TensorDataset(torch.rand(9, 2), -torch.ones(9).long()), "labels"),
+        (network(), 3, "map-style"),
+    ],
+)
+def test_fit_refuses_a_network_or_data_it_cannot_use(net, data, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        tr.fit(net, data, tr.methods.ibp(eps=0.05), epochs=1, held_out=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_that_are_gone_are_missed_by_name(run):
+    (run.path / "metrics.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"metrics\.jsonl is empty"):
+        run.metrics()
+    (run.path / "metrics.jsonl").unlink()
+    with pytest.raises(InputError, match=r"metrics\.jsonl"):
+        run.metrics()
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(5, 1), (200, 20), (60_000, 1000)])
+def test_small_data_sets_hold_out_a_tenth(count, held_out):
+    recipe = parse_recipe({"method": {"name": "ibp", "eps": 0.1}}, "a test")
+    method = recipe.build_method()
+    resolved = resolve(recipe, method, range(count))
+    assert (resolved.held_out, resolved.test_eps) == (held_out, 0.1)
+    assert resolve(resolved, method, range(7)) == resolved
+
+
+# ------------------------------------------------------------------------------------------ certify
+
+
+def test_certify_yields_verdicts_and_their_sum(run):
+    result = tr.certify(run.model, examples(40), tr.Box(eps=0.05))
+    statuses = [verdict.status for verdict in result]
+    summary = result.summary()
+    assert len(statuses) == summary["examples"] == 40
+    assert statuses.count("robust") == summary["robust"]
+
+
+def test_certify_leaves_the_network_as_it_was(run):
+    run.model.train()
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    tr.certify(run.model, examples(10), tr.Box(eps=0.05))
+    assert run.model.training
+    assert is_same(run.model, before)
+    assert next(run.model.parameters()).dtype == torch.float32
+
+
+def test_certify_goes_on_with_a_file_of_the_same_question_only(run, tmp_path):
+    out = tmp_path / "verdicts.jsonl"
+    first = tr.certify(run.model, examples(40), tr.Box(eps=0.05), out=out, first=10)
+    whole = tr.certify(run.model, examples(40), tr.Box(eps=0.05), out=out, resume=True)
+    assert list(whole)[:10] == list(first)
+    with pytest.raises(InputError, match="already exists"):
+        tr.certify(run.model, examples(40), tr.Box(eps=0.05), out=out)
+    with pytest.raises(InputError, match=r"eps: 0\.05 there, 0\.1 now"):
+        tr.certify(run.model, examples(40), tr.Box(eps=0.1), out=out, resume=True)
+    with pytest.raises(InputError, match="data"):
+        tr.certify(run.model, examples(41), tr.Box(eps=0.05), out=out, resume=True)
+    with pytest.raises(InputError, match="weights"):
+        tr.certify(network(), examples(40), tr.Box(eps=0.05), out=out, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"verifier": "ipb"}, "'ipb'"),
+        ({"first": 0}, "positive"),
+        ({"device": "tpu"}, "'tpu'"),
+    ],
+)
+def test_certify_refuses_options_by_name(run, arguments, said):
+    with pytest.raises(InputError, match=said):
+        tr.certify(run.model, examples(10), tr.Box(eps=0.05), **arguments)
+
+
+def test_certify_refuses_labels_the_network_does_not_know(run):
+    data = TensorDataset(torch.rand(5, 2), torch.arange(5))
+    with pytest.raises(InputError, match="2 outputs, but the data has the label 4"):
+        tr.certify(run.model, data, tr.Box(eps=0.05))
+
+
+# -------------------------------------------------------------------------------- bounds and margins
+
+
+def test_bounds_hold_everywhere_in_the_region():
+    net, x = network(), examples(5).x
+    bounds = tr.bounds(net, x, tr.Box(eps=0.1), engine=tr.engines.interval())
+    moved = (x + 0.2 * (torch.rand(1000, 5, 2) - 0.5)).clamp(0, 1)
+    logits = net(moved)
+    assert bool((bounds.lower - 1e-6 <= logits).all())
+    assert bool((logits <= bounds.upper + 1e-6).all())
+    assert bounds.guarantee == "sound"
+
+
+def test_margins_are_lower_bounds_that_can_be_trained_on():
+    net, data = network(), examples(5)
+    margins = tr.margins(net, data.x, data.y, tr.Box(eps=0.1))
+    logits = net(data.x)
+    clean = logits.gather(1, data.y[:, None]) - logits
+    assert margins.shape == (5, 2)
+    assert bool((margins <= clean + 1e-6).all())
+    margins.sum().backward()
+    assert net[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("region", [tr.Box(0.0), tr.L2Ball(0.0), tr.L1Ball(0.0)])
+def test_at_eps_0_the_bounds_are_the_logits(region):
+    net, x = network(), examples(5).x
+    bounds = tr.bounds(net, x, region)
+    torch.testing.assert_close(bounds.lower, net(x))
+    torch.testing.assert_close(bounds.upper, net(x))
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (torch.rand(4, 3), r"inputs of shape \(3,\)"),
+        (torch.tensor(0.5), r"shape \(\)"),
+        (torch.rand(4, 2).double(), "float32.*float64"),
+        (torch.ones(4, 2, dtype=torch.uint8), "float32.*uint8"),
+        (torch.full((4, 2), torch.nan), "NaN"),
+        (torch.full((4, 2), 1.5), r"\[0, 1\], got 1.5"),
+    ],
+)
+def test_bounds_refuse_inputs_they_cannot_use(x, said):
+    with pytest.raises(InputError, match=said):
+        tr.bounds(network(), x, tr.Box(eps=0.1))
+
+
+@pytest.mark.parametrize(
+    ("y", "said"),
+    [
+        (torch.tensor([0, 1, 2]), "0..1.*got 0..2"),
+        (torch.tensor([0, -1, 1]), "got -1..1"),
+        (torch.tensor([0, 1]), "3 class numbers"),
+        (torch.tensor([[0], [1], [1]]), "3 class numbers"),
+        (torch.tensor([0.0, 1.0, 1.0]), "float32"),
+    ],
+)
+def test_margins_refuse_labels_they_cannot_use(y, said):
+    with pytest.raises(InputError, match=said):
+        tr.margins(network(), torch.rand(3, 2), y, tr.Box(eps=0.1))
+
+
+def test_every_unsupported_operator_is_named():
+    net = nn.Sequential(nn.Linear(2, 2), nn.GELU(), nn.Sequential(nn.Softmax(1)))
+    with pytest.raises(UnsupportedOperatorError, match=r"(?s)1 \(GELU\).*2\.0 \(Softmax\)"):
+        tr.bounds(net, torch.rand(3, 2), tr.Box(eps=0.1))
+
+
+@pytest.mark.parametrize("eps", [-0.1, float("nan"), float("inf")])
+def test_a_radius_must_be_a_length(eps):
+    for region in (tr.Box, tr.L2Ball, tr.L1Ball):
+        with pytest.raises(InputError, match="eps must be finite and not negative"):
+            region(eps)
+    with pytest.raises(InputError, match="eps"):
+        tr.methods.ibp(eps=eps)
+
+
+def test_devices_go_by_name():
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("auto").type in ("cpu", "cuda")
+    for name in ("tpu", "meta", "cuda:99"):
+        with pytest.raises(InputError, match=f"no device '{name}'"):
+            find_device(name)
+
+
+def test_what_the_package_promises_is_there():
+    assert all(hasattr(tr, name) for name in tr.__all__)
+    assert Path(tr.__file__).with_name("py.typed").exists()

@@ -1,0 +1,706 @@
+"""The command line, as one types it: what it prints, what it leaves behind, and its exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tightrope import cli
+from tightrope.verify.stages import VERIFIERS, BoundStage
+
+FIGURES = ("examples", "clean_correct", "robust", "falsified", "undecided", "certified_accuracy",
+           "clean_accuracy", "attacked_accuracy", "eps", "norm", "verifier", "seconds")  # fmt: skip
+
+PROGRAM = (sys.executable, "-c", "from tightrope.cli import main; main()")
+IBP = ("--model", "2x100", "--method", "ibp", "--eps", "0.03")
+DIGITS = ("train", "--data", "digits", "--model", "digits-cnn", "--method", "ibp", "--eps", "0.1")
+
+# Networks of a user's own, good and bad; the tests run in a folder that holds this as `nets.py`.
+NETS = """
+import torch
+from torch import nn
+
+def good(): return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+def unbounded(): return nn.Sequential(nn.Linear(4, 3), nn.Softmax(1), nn.GELU())
+def wide(): return nn.Sequential(nn.Linear(5, 3))
+def two_classes(): return nn.Sequential(nn.Linear(4, 2))
+def frozen(): return good().requires_grad_(False)
+def number(): return 3
+def fails(): raise RuntimeError("out of ideas")
+def takes_one(x): return x
+def nan():
+    net = good()
+    net[0].weight.data[0, 0] = torch.nan
+    return net
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> dict[str, Any]:
+        """The last line of stdout."""
+        return json.loads(self.out.splitlines()[-1])
+
+
+def tightrope(*arguments: object) -> Outcome:
+    """Run the command line in this process."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", ["tightrope", *map(str, arguments)]),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("always")
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def assert_refused(outcome: Outcome, *said: str, code: int = 2, lines: int = 1) -> None:
+    """One clear message on stderr, and nothing on stdout."""
+    assert (outcome.code, outcome.out) == (code, ""), outcome
+    *_, last = outcome.err.split("error: ")
+    assert len(last.splitlines()) == lines, outcome.err
+    assert "Traceback" not in outcome.err
+    for fragment in said:
+        assert fragment in last
+
+
+def blobs(examples: int, seed: int = 0) -> dict[str, Any]:
+    """Points of the unit cube, in three classes by two of their four coordinates."""
+    draw = np.random.default_rng(seed)
+    x = [draw.random((examples, 4), np.float32) for _ in range(2)]
+    y = [(p[:, 0] > 0.5).astype(int) + (p[:, 1] > 0.5) for p in x]
+    return {"x_train": x[0], "y_train": y[0], "x_test": x[1], "y_test": y[1]}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with `blobs.npz` and a run on it in `run`; not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    np.savez(folder / "blobs.npz", **blobs(600))
+    with contextlib.chdir(folder):
+        options = ("--epochs", "20", "--set", "training.lr=0.01", "--out", "run")
+        assert tightrope("train", "--data", "blobs.npz", *IBP, *options).code == 0
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, trained) -> Path:
+    """The current folder, with a run in `run`, its data in `blobs.npz`, and `nets.py`."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "nets.py").write_text(NETS)
+    yield tmp_path
+    sys.modules.pop("nets", None)
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def verdicts_of(path: Path) -> list[dict[str, Any]]:
+    """The verdicts in a file, in order, without what differs from one time to the next."""
+    records = sorted(lines_of(path)[1:], key=lambda record: record["index"])
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# --------------------------------------------------------------------------------------------- help
+
+
+def test_without_arguments_it_says_what_there_is():
+    outcome = tightrope()
+    assert outcome.code == 2
+    assert "quickstart" in outcome.err
+
+
+@pytest.mark.parametrize("command", ["train", "certify", "attack", "report", "list", "quickstart"])
+def test_help_explains_every_option(command):
+    outcome = tightrope(command, "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    options = [p for p in cli.cli.commands[command].params if isinstance(p, click.Option)]
+    assert [option.name for option in options if not option.help] == []
+
+
+def test_help_does_not_wait_for_what_it_does_not_need():
+    slow = "{'matplotlib', 'sklearn', 'pooch', 'scipy.optimize'}"
+    check = f"import sys, tightrope.cli; print(sorted({slow} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", check], text=True) == "[]\n"
+
+
+@pytest.mark.parametrize("what", ["methods", "models", "data", "verifiers"])
+def test_list_names_what_can_be_asked_for(what):
+    named = json.loads(tightrope("list", what, "--json").out)
+    plain = tightrope("list", what).out
+    assert named
+    assert [line.split()[0] for line in plain.splitlines()] == list(named)
+
+
+# -------------------------------------------------------------------------------------------- train
+
+
+def test_train_leaves_a_run_folder_that_certify_takes_as_it_is(here):
+    assert {"recipe.toml", "metrics.jsonl", "model.safetensors", "model.json", "checkpoint",
+            "environment.json"} <= set(os.listdir("run"))  # fmt: skip
+    assert len(lines_of(Path("run/metrics.jsonl"))) == 20
+    outcome = tightrope("certify", "run")
+    assert outcome.code == 0
+    assert "600 examples, eps 0.03 in l_inf" in outcome.out
+    assert "verdicts: run/certify-cascade-inf-0.03.jsonl" in outcome.err
+
+
+def test_a_recipe_repeats_its_run(here):
+    assert tightrope("train", "run/recipe.toml", "--out", "again").code == 0
+    assert Path("again/model.safetensors").read_bytes() == Path("run/model.safetensors").read_bytes()
+    assert Path("again/recipe.toml").read_text() == Path("run/recipe.toml").read_text()
+
+
+def test_train_with_json_says_everything_else_on_stderr(here):
+    outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--epochs", 1, "--out", "a", "--json")
+    assert outcome.json()["run"] == "a"
+    assert outcome.json()["held_out"]["examples"] == 60
+    assert len(outcome.out.splitlines()) == 1
+    assert "trained a" in outcome.err
+
+
+def test_the_run_folder_is_named_after_what_was_trained(here):
+    assert tightrope("train", "--data", "blobs.npz", *IBP, "--model", "nets:good", "--epochs", 1).code == 0
+    assert os.listdir("runs") == ["blobs-nets-good-ibp-0.03"]
+    assert tightrope("certify", "runs/blobs-nets-good-ibp-0.03", "--first", 5).code == 0
+
+
+def test_a_dry_run_prints_a_recipe_that_can_be_run_and_writes_nothing(here):
+    before = snapshot(here)
+    outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--epochs", 1, "--dry-run")
+    assert "# 10,903 parameters" in outcome.out
+    assert "# about" in outcome.out
+    assert snapshot(here) == before
+    Path("recipe.toml").write_text(outcome.out)
+    assert tightrope("train", "recipe.toml", "--dry-run").out.split("# about")[0] in outcome.out
+
+
+def test_a_dry_run_as_json(here):
+    outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--epochs", 3, "--dry-run", "--json")
+    facts = outcome.json()
+    assert facts["recipe"]["training"]["epochs"] == 3
+    assert facts["parameters"] == 10_903
+    assert facts["seconds"] > 0
+    assert len(outcome.out.splitlines()) == 1
+
+
+def test_a_budget_chooses_the_epochs(here, monkeypatch):
+    monkeypatch.setattr(cli, "predict_seconds", lambda recipe, *_: 2.0 * recipe.training.epochs)
+    outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--budget", "1m", "--dry-run", "--json")
+    assert outcome.json()["recipe"]["training"]["epochs"] == 30
+    assert outcome.json()["seconds"] == 60
+
+
+def test_a_small_data_set_holds_out_a_tenth(here):
+    outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--dry-run", "--json")
+    assert outcome.json()["recipe"]["held_out"] == 60
+
+
+def test_train_warns_of_radii_that_will_not_do(here):
+    wide = tightrope("train", "--data", "blobs.npz", *IBP, "--eps", 8, "--epochs", 1, "--out", "a")
+    assert "warning: eps 8 is wider than the range of a pixel" in wide.err
+    small = tightrope("train", "--data", "blobs.npz", *IBP, "--test-eps", 0.1, "--epochs", 1, "--out", "b")
+    assert "warning: the network is trained at eps 0.03 but is to be certified at 0.1" in small.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param([], ["(data is missing)"], id="nothing to train"),
+        pytest.param(["nothere.toml"], ["nothere.toml"], id="no recipe"),
+        pytest.param(["run"], ["'run' is a directory"], id="a folder as recipe"),
+        pytest.param([*DIGITS[1:], "--data", "digit"], ["'digit'", "'digits'"], id="data"),
+        pytest.param([*DIGITS[1:], "--model", "digit-cnn"], ["'digit-cnn'", "'digits-cnn'"], id="model"),
+        pytest.param([*DIGITS[1:], "--method", "ipb"], ["'ipb'", "'ibp'"], id="method"),
+        pytest.param([*DIGITS[1:], "--model", "dm-small"], ["(1, 8, 8)", "too small"], id="shape"),
+        pytest.param([*DIGITS[1:], "--eps", "-0.1"], ["eps above 0", "-0.1"], id="negative eps"),
+        pytest.param([*DIGITS[1:], "--eps", "0"], ["eps above 0"], id="eps 0"),
+        pytest.param([*DIGITS[1:], "--eps", "nan"], ["'--eps'", "'nan'", "8/255"], id="eps nan"),
+        pytest.param([*DIGITS[1:], "--eps", "inf"], ["'--eps'", "'inf'"], id="eps inf"),
+        pytest.param([*DIGITS[1:], "--eps", "8/0"], ["'--eps'", "'8/0'"], id="eps 8/0"),
+        pytest.param([*DIGITS[1:], "--eps", "much"], ["'--eps'", "'much'"], id="eps a word"),
+        pytest.param([*DIGITS[1:], "--epochs", "0"], ["'--epochs'", "x>=1"], id="epochs"),
+        pytest.param([*DIGITS[1:], "--seed", "-1"], ["'--seed'", "-1"], id="seed"),
+        pytest.param([*DIGITS[1:], "--device", "tpu"], ["'tpu'", "--device cpu"], id="device"),
+        pytest.param([*DIGITS[1:], "--device", "meta"], ["'meta'", "--device cpu"], id="meta device"),
+        pytest.param([*DIGITS[1:], "--dveice", "cpu"], ["--dveice", "--device", "train --help"], id="option"),
+        pytest.param([*DIGITS[1:], "--budget", "5"], ["'5'", "15m"], id="budget without a unit"),
+        pytest.param([*DIGITS[1:], "--budget", "0s"], ["'0s'", "15m"], id="no budget"),
+        pytest.param([*DIGITS[1:], "--set", "nonsense"], ["key=value", "'nonsense'"], id="set"),
+        pytest.param([*DIGITS[1:], "--set", "data.x=3"], ["data.x", "not a table"], id="set in no table"),
+        pytest.param([*DIGITS[1:], "--set", "held_out=2000"], ["2000", "1436"], id="held out"),
+        pytest.param([*DIGITS[1:], "--data", "nothere.npz"], ["nothere.npz", "x_train"], id="no npz"),
+        pytest.param(["--resume"], ["--out RUN"], id="resume what"),
+        pytest.param(["--resume", "--out", "nothere"], ["no run to resume"], id="no run to resume"),
+    ],
+)  # fmt: skip
+def test_train_refuses_in_one_line(here, arguments, said):
+    assert_refused(tightrope("train", *arguments), *said)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("training.bach=3", ["training.bach", "'training.batch'"]),
+        ("method.kapa=3", ["kapa", "'kappa'"]),
+        ("training.batch=0", ["training.batch", "got 0"]),
+        ("training.lr=0", ["training", "learning rate"]),
+        ("training.lr=nan", ["training.lr", "finite"]),
+        ("method.ramp.finish=0.01", ["finish (0.01)", "begins (0.03)"]),
+    ],
+)
+def test_train_refuses_a_recipe_key_by_name(assignment, said):
+    assert_refused(tightrope(*DIGITS, "--set", assignment), *said, lines=2)
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("wide", ["inputs of shape (4,)"]),
+        ("two_classes", ["2 outputs", "label 2"]),
+        ("frozen", ["no parameters to train"]),
+        ("nan", ["`0.weight`", "NaN"]),
+        ("number", ["nets:number", "int", "torch.nn.Module"]),
+        ("fails", ["nets:fails", "RuntimeError: out of ideas"]),
+        ("takes_one", ["nets:takes_one", "without arguments"]),
+        ("nothere", ["nets:nothere", "no attribute 'nothere'"]),
+    ],
+)
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry-run"])
+def test_train_refuses_a_network_it_cannot_train(here, factory, said, dry):
+    outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--model", f"nets:{factory}", *dry)
+    assert_refused(outcome, *said)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("model", ["nomodule:good", ":", "nets:"])
+def test_train_refuses_a_network_it_cannot_find(here, model):
+    assert_refused(
+        tightrope("train", "--data", "blobs.npz", *IBP, "--model", model), f"{model} cannot be made"
+    )
+
+
+def test_every_unsupported_operator_is_named_with_its_place(here):
+    outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--model", "nets:unbounded")
+    assert_refused(outcome, "1 (Softmax)", "2 (GELU)", lines=4)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        pytest.param({"x_test": None}, ["lacks x_test"], id="a key missing"),
+        pytest.param({"x_train": np.full((600, 4), np.nan)}, ["NaN"], id="NaN"),
+        pytest.param({"x_test": np.full((600, 4), np.inf)}, ["inf"], id="infinite"),
+        pytest.param({"x_train": np.full((600, 4), 255.0)}, ["[0, 1]", "255"], id="out of range"),
+        pytest.param({"y_train": np.full(600, -1)}, ["found -1"], id="negative label"),
+        pytest.param({"y_test": np.full(600, 7)}, ["label is 7", "0 to 2"], id="label too large"),
+        pytest.param({"y_train": np.full(600, 0.5)}, ["integers"], id="labels no integers"),
+        pytest.param({"y_train": np.zeros(599, int)}, ["one label per image"], id="labels too few"),
+        pytest.param({"x_test": np.zeros((600, 5))}, ["(4,)", "(5,)"], id="another shape"),
+        pytest.param({"x_train": np.array([None] * 600)}, ["plain arrays"], id="objects"),
+    ],
+)  # fmt: skip
+def test_train_refuses_data_it_cannot_use(here, change, said):
+    arrays = {key: value for key, value in (blobs(600) | change).items() if value is not None}
+    np.savez("bad.npz", **arrays)
+    assert_refused(tightrope("train", "--data", "bad.npz", *IBP), "bad.npz", *said)
+
+
+def test_train_refuses_a_damaged_npz(here):
+    content = Path("blobs.npz").read_bytes()
+    Path("bad.npz").write_bytes(content[: len(content) // 2])
+    assert_refused(tightrope("train", "--data", "bad.npz", *IBP), "bad.npz", "damaged")
+
+
+def test_missing_data_says_where_it_looked_and_how_to_get_it(here, monkeypatch):
+    monkeypatch.setenv("TIGHTROPE_DATA", str(here / "nodata"))
+    with mock.patch("pooch.retrieve", side_effect=OSError("no network")):
+        outcome = tightrope("train", "--data", "mnist", *IBP)
+    assert_refused(outcome, str(here / "nodata"), "TIGHTROPE_DATA", "no network")
+
+
+def test_a_loss_that_diverges_stops_the_run_and_names_step_and_term(here):
+    arguments = ("train", "--data", "blobs.npz", *IBP, "--set", "training.lr=1e30", "--out", "a")
+    outcome = tightrope(*arguments)
+    assert_refused(outcome, "natural", "at step 1", "a/checkpoint/last.safetensors", code=1)
+    weights = load_file("a/checkpoint/last.safetensors").values()
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights)
+    assert_refused(tightrope("certify", "a"), "a holds no weights yet", "--resume")
+
+
+# ------------------------------------------------------------------------- run folders and resuming
+
+
+def test_a_run_folder_is_not_trained_in_twice(here):
+    before = snapshot(here / "run")
+    outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--out", "run")
+    assert_refused(outcome, "run already holds a run", "--resume", "--out")
+    assert snapshot(here / "run") == before
+
+
+def test_resuming_a_finished_run_changes_nothing(here):
+    before = snapshot(here / "run")
+    assert tightrope("train", "--resume", "--out", "run").code == 0
+    assert snapshot(here / "run") == before
+
+
+def test_resuming_with_other_settings_names_them(here):
+    outcome = tightrope("train", "--resume", "--out", "run", "--set", "training.batch=50")
+    assert_refused(outcome, "training.batch: 100 there, 50 now", lines=3)
+
+
+def test_resuming_with_other_data_is_refused(here):
+    np.savez("blobs.npz", **blobs(600, seed=1))
+    assert_refused(tightrope("train", "--resume", "--out", "run"), "data identity", lines=3)
+
+
+def test_weights_without_a_checkpoint_are_not_overwritten(here):
+    shutil.rmtree("run/checkpoint")
+    before = snapshot(here / "run")
+    assert_refused(tightrope("train", "--resume", "--out", "run"), "no checkpoint to resume")
+    assert snapshot(here / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("recipe.toml", b"data ="),
+        ("recipe.toml", b"\xff\xfe\x00"),
+        ("checkpoint/last.safetensors", b""),
+        ("checkpoint/last.safetensors", b"\xff\xfe\x00"),
+        ("metrics.jsonl", b""),
+    ],
+)
+def test_resuming_from_a_damaged_file_names_it(here, name, content):
+    Path("run", name).write_bytes(content)
+    assert_refused(tightrope("train", "--resume", "--out", "run"), f"run/{name}")
+
+
+def test_ctrl_c_keeps_the_run_and_resuming_ends_with_the_same_weights(here, monkeypatch):
+    from tightrope.train import loop
+
+    advance, steps = loop.Progress.advance, []
+
+    def stop_at_step_50(progress: Any, count: int = 1) -> None:
+        advance(progress, count)
+        steps.append(count)
+        if len(steps) == 50:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Progress, "advance", stop_at_step_50)
+        outcome = tightrope("train", "run/recipe.toml", "--out", "a")
+    assert outcome.code == 130
+    assert "interrupted" in outcome.err
+    assert "--resume" in outcome.err
+    assert (len(steps), Path("a/model.safetensors").exists()) == (50, False)
+
+    assert tightrope("train", "--resume", "--out", "a").code == 0
+    assert Path("a/model.safetensors").read_bytes() == Path("run/model.safetensors").read_bytes()
+    assert len(lines_of(Path("a/metrics.jsonl"))) == 20
+
+
+@pytest.fixture
+def disk_fills(monkeypatch) -> Callable[[int], None]:
+    """Let the disk be full from the n-th file on."""
+
+    def fill(after: int) -> None:
+        left, fsync = iter(range(after)), os.fsync
+
+        def full(descriptor: int) -> None:
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", full)
+
+    return fill
+
+
+def test_a_full_disk_stops_a_run_that_can_go_on_later(here, disk_fills, monkeypatch):
+    with monkeypatch.context():
+        disk_fills(8)
+        outcome = tightrope("train", "run/recipe.toml", "--out", "a")
+    assert_refused(outcome, "no space left", "a/metrics.jsonl", code=1)
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert tightrope("train", "--resume", "--out", "a").code == 0
+    assert Path("a/model.safetensors").read_bytes() == Path("run/model.safetensors").read_bytes()
+
+
+def test_a_full_disk_stops_certify(here, disk_fills):
+    disk_fills(1)
+    assert_refused(tightrope("certify", "run"), "no space left", "certify-cascade-inf-0.03.jsonl", code=1)
+
+
+def test_a_folder_that_cannot_be_written_is_named(here):
+    denied = PermissionError(errno.EACCES, "Permission denied", "locked/a")
+    with mock.patch("os.mkdir", side_effect=denied):
+        outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--out", "locked/a")
+    assert_refused(outcome, "locked/a", "Permission denied")
+    assert_refused(tightrope("train", "--data", "blobs.npz", *IBP, "--out", "nets.py"), "is a file")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_out_of_memory_says_what_to_lower(here, error):
+    with mock.patch.object(cli, "run_recipe", side_effect=error):
+        outcome = tightrope("train", "--data", "blobs.npz", *IBP)
+    assert_refused(outcome, "out of memory", "training.batch", "--device cpu", code=1)
+
+
+# ------------------------------------------------------------------------------- certify and attack
+
+
+def test_certify_with_json_prints_the_figures_of_the_contract_and_nothing_else(here):
+    outcome = tightrope("certify", "run", "--json")
+    figures = outcome.json()
+    assert tuple(figures) == FIGURES
+    assert len(outcome.out.splitlines()) == 1
+    counts = [figures[key] for key in ("robust", "falsified", "undecided")]
+    assert min(counts) > 0, "the test needs a network with every kind of verdict"
+    assert sum(counts) == figures["clean_correct"] < figures["examples"] == 600
+    assert figures["certified_accuracy"] == figures["robust"] / 600
+    assert figures["clean_accuracy"] == figures["clean_correct"] / 600
+    assert figures["attacked_accuracy"] == (figures["clean_correct"] - figures["falsified"]) / 600
+    assert (figures["eps"], figures["norm"], figures["verifier"]) == (0.03, "inf", "cascade")
+
+
+def test_certify_takes_fractions_and_the_first_examples(here):
+    figures = tightrope("certify", "run", "--eps", "8/255", "--first", 10, "--json").json()
+    assert (figures["eps"], figures["examples"]) == (8 / 255, 10)
+
+
+@pytest.mark.parametrize("norm", ["inf", "2", "1"])
+def test_certify_at_eps_0_calls_robust_what_is_correct(here, norm):
+    outcome = tightrope("certify", "run", "--eps", 0, "--norm", norm, "--json")
+    figures = outcome.json()
+    assert figures["robust"] == figures["clean_correct"]
+    assert "warning: at eps 0 nothing moves" in outcome.err
+
+
+def test_certify_without_an_attack_does_not_claim_one(here):
+    outcome = tightrope("certify", "run", "--attack-steps", 0, "--json")
+    assert outcome.json()["attacked_accuracy"] is None
+    assert "not attacked" in outcome.err
+
+
+def test_certify_warns_of_an_eps_in_other_units(here):
+    assert "warning: eps 8 is wider" in tightrope("certify", "run", "--eps", 8, "--first", 5).err
+
+
+def test_attack_says_nothing_of_certificates(here):
+    outcome = tightrope("attack", "run")
+    assert outcome.code == 0
+    assert "withstand the attack" in outcome.out
+    assert "certified" not in outcome.out
+
+
+def test_the_same_question_again_gets_a_new_file_and_the_same_answer(here):
+    for _ in range(2):
+        assert tightrope("certify", "run", "--first", 100).code == 0
+    first, second = (Path(f"run/certify-cascade-inf-0.03{n}.jsonl") for n in ("", "-2"))
+    assert verdicts_of(first) == verdicts_of(second)
+
+
+def test_a_results_folder_is_a_target_and_nothing_is_written_into_it(here):
+    Path("results").mkdir()
+    for name in ("model.json", "model.safetensors", "recipe.toml"):
+        shutil.copy(Path("run", name), "results")
+    before = snapshot(here)
+    assert tightrope("certify", "results", "--json").json()["examples"] == 600
+    assert snapshot(here) == before
+    assert tightrope("certify", "results", "--first", 5, "--out", "elsewhere/a.jsonl").code == 0
+    assert len(lines_of(Path("elsewhere/a.jsonl"))) == 6
+
+
+def test_a_factory_with_its_weights_is_a_target(here):
+    assert tightrope("train", "--data", "blobs.npz", *IBP, "--model", "nets:good", "--epochs", 1,
+                     "--out", "a").code == 0  # fmt: skip
+    options = ("--data", "blobs.npz", "--eps", 0.03, "--json")
+    outcome = tightrope("certify", "nets:good", "--weights", "a/model.safetensors", *options)
+    figures = tightrope("certify", "a", "--json").json()
+    assert outcome.json() == figures | {"seconds": outcome.json()["seconds"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(["nothere"], ["nothere does not exist", "run folder"], id="no target"),
+        pytest.param(["nets.py"], ["nets.py is a file", "run folder"], id="a file"),
+        pytest.param(["."], ["model.json"], id="no run folder"),
+        pytest.param(["nets:good"], ["--weights"], id="no weights"),
+        pytest.param(["nets:good", "--weights", "run/model.safetensors"], ["another network", "0.weight"],
+                     id="wrong weights"),
+        pytest.param(["nets:good", "--weights", "nothere"], ["nothere is missing"], id="weights missing"),
+        pytest.param(["nets:good", "--weights", "run"], ["'run' is a directory"], id="folder as weights"),
+        pytest.param(["run", "--data", "digits"], ["(1, 8, 8)"], id="other data"),
+        pytest.param(["run", "--data", "mnits"], ["'mnits'", "'mnist'"], id="unknown data"),
+        pytest.param(["run", "--verifier", "ipb"], ["'ipb'", "ibp"], id="verifier"),
+        pytest.param(["run", "--norm", "3"], ["'3'", "'inf', '2', '1'"], id="norm"),
+        pytest.param(["run", "--eps", "-1"], ["not negative", "-1"], id="negative eps"),
+        pytest.param(["run", "--eps", "nan"], ["'nan'"], id="eps nan"),
+        pytest.param(["run", "--first", "0"], ["'--first'", "x>=1"], id="first"),
+        pytest.param(["run", "--attack-step", "0"], ["positive step length"], id="attack step"),
+        pytest.param(["run", "--device", "tpu"], ["'tpu'"], id="device"),
+        pytest.param(["run", "--out", "."], ["'.' is a directory"], id="a folder as file"),
+        pytest.param(["run", "--resmue"], ["--resmue", "--resume"], id="option"),
+        pytest.param([], ["TARGET", "certify --help"], id="nothing"),
+    ],
+)  # fmt: skip
+def test_certify_refuses_in_one_line(here, arguments, said):
+    assert_refused(tightrope("certify", *arguments), *said)
+
+
+def test_certify_asks_for_what_a_factory_cannot_know(here):
+    save_file({}, "none.safetensors")
+    Path("empty.py").write_text("from torch import nn\nnets = lambda: nn.Sequential(nn.ReLU())\n")
+    outcome = tightrope("certify", "empty:nets", "--weights", "none.safetensors")
+    assert_refused(outcome, "--data and --eps")
+    options = ("--weights", "none.safetensors", "--data", "blobs.npz", "--eps", "0.1", "--resume")
+    assert_refused(tightrope("certify", "empty:nets", *options), "--out FILE")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "recipe.toml"])
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[: len(c) // 2], lambda _: b"\xff\xfe\x00"], ids=["cut", "noise"]
+)
+def test_certify_names_a_damaged_file(here, name, damage):
+    path = Path("run", name)
+    path.write_bytes(damage(path.read_bytes()))
+    assert_refused(tightrope("certify", "run"), f"run/{name}")
+
+
+def test_certify_refuses_weights_with_nan(here):
+    tensors = load_file("run/model.safetensors")
+    next(iter(tensors.values())).view(-1)[0] = torch.nan
+    save_file(tensors, "run/model.safetensors")
+    assert_refused(tightrope("certify", "run"), "run/model.safetensors", "NaN")
+
+
+def test_certify_does_not_overwrite_verdicts(here):
+    assert tightrope("certify", "run", "--first", 5, "--out", "a.jsonl").code == 0
+    before = Path("a.jsonl").read_bytes()
+    assert_refused(tightrope("certify", "run", "--out", "a.jsonl"), "already exists", "--resume", "--out")
+    outcome = tightrope("certify", "run", "--eps", 0.1, "--out", "a.jsonl", "--resume")
+    assert_refused(outcome, "eps: 0.03 there, 0.1 now", lines=3)
+    assert Path("a.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["", "noise\n", "{}\n"])
+def test_certify_names_damaged_verdicts(here, damage):
+    Path("a.jsonl").write_text(damage)
+    assert_refused(tightrope("certify", "run", "--out", "a.jsonl", "--resume"), "a.jsonl, line 1")
+
+
+def test_ctrl_c_keeps_finished_verdicts_and_resuming_gives_the_same(here, monkeypatch):
+    from tightrope.verify import pipeline
+
+    def stop(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Progress, "advance", stop)
+        outcome = tightrope("certify", "run")
+    assert outcome.code == 130
+    assert "interrupted" in outcome.err
+    path = Path("run/certify-cascade-inf-0.03.jsonl")
+    assert 0 < len(verdicts_of(path)) < 600
+    assert tightrope("certify", "run", "--resume").code == 0
+    assert tightrope("certify", "run", "--out", "whole.jsonl").code == 0
+    assert verdicts_of(path) == verdicts_of(Path("whole.jsonl"))
+
+
+def test_a_killed_certify_resumes_to_the_same_verdicts(here):
+    path = Path("a.jsonl")
+    command = ["certify", "run", "--out", "a.jsonl", "--threads", "1", "--attack-restarts", "8"]
+    process = subprocess.Popen([*PROGRAM, *command], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_bytes().count(b"\n") > 1) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < len(lines_of(path)) - 1 < 600
+    with path.open("a") as file:
+        file.write('{"index": 599, "lab')  # what a crash may leave of a line
+
+    assert tightrope(*command, "--resume").code == 0
+    assert tightrope(*command[:3], "whole.jsonl", *command[4:]).code == 0
+    assert verdicts_of(path) == verdicts_of(Path("whole.jsonl"))
+
+
+def test_a_proof_of_what_an_attack_refuted_has_its_own_exit_status(here, monkeypatch):
+    from tightrope.bounds import Bounds, Interval
+
+    def liar(graph: Any, x: Any, region: Any, spec: Any) -> Bounds:
+        honest = Interval()(graph, x, region, spec)
+        return Bounds(honest.lower + 1e3, honest.upper + 1e3, "sound", honest.boxes)
+
+    monkeypatch.setitem(VERIFIERS, "liar", (BoundStage("liar", liar, cheap=True),))
+    outcome = tightrope("certify", "run", "--verifier", "liar")
+    assert_refused(outcome, "certified by liar and attacked", ".safetensors", code=3)
+    (saved,) = Path("run").glob("soundness-violation-*.safetensors")
+    assert {"x", "witness"} <= set(load_file(saved))
+
+
+# ----------------------------------------------------------------------------- report and quickstart
+
+
+def test_report_makes_one_page_of_several_runs(here):
+    shutil.copytree("run", "other")
+    assert tightrope("certify", "run", "--first", 20).code == 0
+    outcome = tightrope("report", "run", "other", "--out", "page.html")
+    assert outcome.out == "report: page.html\n"
+    assert "<html" in Path("page.html").read_text()
+
+
+def test_report_names_what_is_no_run(here):
+    assert_refused(tightrope("report", "nothere"), "nothere")
+
+
+def test_quickstart_trains_certifies_and_reports(tmp_path, monkeypatch):
+    """The one slow test: a user's first minute."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out = subprocess.check_output([*PROGRAM, "quickstart"], cwd=tmp_path, text=True)
+    assert "report: runs/quickstart/report.html" in out
+    run = tmp_path / "runs/quickstart"
+    statuses = [record["status"] for record in lines_of(run / "certify-cascade-inf-0.1.jsonl")[1:]]
+    assert len(statuses) == 360
+    assert statuses.count("robust") > 180
+    assert (run / "report.html").stat().st_size > 10_000
