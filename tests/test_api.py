@@ -221,9 +221,10 @@ def test_certify_refuses_labels_the_network_does_not_know(run):
 # -------------------------------------------------------------------------------- bounds and margins
 
 
-def test_bounds_hold_everywhere_in_the_region():
+@pytest.mark.parametrize("engine", tr.engines.__all__)
+def test_bounds_hold_everywhere_in_the_region(engine):
     net, x = network(), examples(5).x
-    bounds = tr.bounds(net, x, tr.Box(eps=0.1), engine=tr.engines.interval())
+    bounds = tr.bounds(net, x, tr.Box(eps=0.1), engine=getattr(tr.engines, engine)())
     moved = (x + 0.2 * (torch.rand(1000, 5, 2) - 0.5)).clamp(0, 1)
     logits = net(moved)
     assert bool((bounds.lower - 1e-6 <= logits).all())
@@ -231,9 +232,10 @@ def test_bounds_hold_everywhere_in_the_region():
     assert bounds.guarantee == "sound"
 
 
-def test_margins_are_lower_bounds_that_can_be_trained_on():
+@pytest.mark.parametrize("engine", tr.engines.__all__)
+def test_margins_are_lower_bounds_that_can_be_trained_on(engine):
     net, data = network(), examples(5)
-    margins = tr.margins(net, data.x, data.y, tr.Box(eps=0.1))
+    margins = tr.margins(net, data.x, data.y, tr.Box(eps=0.1), engine=getattr(tr.engines, engine)())
     logits = net(data.x)
     clean = logits.gather(1, data.y[:, None]) - logits
     assert margins.shape == (5, 2)

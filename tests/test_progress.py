@@ -1,8 +1,8 @@
 """Progress on stderr, with a clock that the tests turn."""
 
 import io
-import sys
 import time
+from contextlib import redirect_stderr
 
 import pytest
 
@@ -21,13 +21,6 @@ def clock(monkeypatch):
 class Terminal(io.StringIO):
     def isatty(self):
         return True
-
-
-@pytest.fixture
-def terminal(monkeypatch):
-    stream = Terminal()
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
 
 
 def test_a_note_is_a_line_with_the_time_left(clock, capsys):
@@ -78,8 +71,9 @@ def test_a_note_puts_the_next_line_off(clock, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_terminal_gets_a_bar_that_notes_do_not_break(terminal):
-    with Progress("train ibp", total=10, done=4) as shown:
+def test_a_terminal_gets_a_bar_that_notes_do_not_break():
+    terminal = Terminal()
+    with redirect_stderr(terminal), Progress("train ibp", total=10, done=4) as shown:
         shown.advance(3)
         shown.note("epoch 1/2")
     text = terminal.getvalue()
@@ -88,10 +82,11 @@ def test_a_terminal_gets_a_bar_that_notes_do_not_break(terminal):
     assert "train ibp: epoch 1/2\n" in text
 
 
-def test_the_bar_goes_away_even_if_the_work_fails(terminal):
-    with pytest.raises(KeyboardInterrupt), Progress("train", total=10):
+def test_the_bar_goes_away_even_if_the_work_fails():
+    terminal = Terminal()
+    with pytest.raises(KeyboardInterrupt), redirect_stderr(terminal), Progress("train", total=10):
         raise KeyboardInterrupt
-    assert terminal.getvalue().endswith("\r")
+    assert terminal.getvalue().endswith(" \r")
 
 
 @pytest.mark.parametrize(

@@ -289,6 +289,12 @@ class TestSample:
             assert region.contains(x, region.sample(x, generator(seed))).tolist() == [0.0] * len(x)
 
     @each_region
+    @pytest.mark.parametrize("eps", [1e-17, 1e-16, 3e-16, 1e-15])
+    def test_it_lies_inside_even_where_the_radius_is_as_small_as_rounding(self, kind, eps):
+        x = pixels(200, 3)
+        assert not kind(eps).contains(x, kind(eps).sample(x, generator())).any()
+
+    @each_region
     def test_a_seed_gives_the_same_point_again(self, kind):
         x = pixels(2, 3)
         assert torch.equal(kind(0.1).sample(x, generator(4)), kind(0.1).sample(x, generator(4)))

@@ -277,12 +277,12 @@ def failing_at(count, error):
     return fsync
 
 
-WRITES = ["recipe", "model", "environment", "checkpoint 0", *(f"checkpoint {step}" for step in range(1, 4))]
+WRITES = ["model", "environment", "recipe", "checkpoint 0", *(f"checkpoint {step}" for step in range(1, 4))]
 WRITES += ["metrics 1", *(f"checkpoint {step}" for step in range(4, 8)), "metrics 2", "checkpoint 8"]
 WRITES += ["last checkpoint", "weights"]
 
 
-@pytest.mark.parametrize("count", range(4, len(WRITES) + 1), ids=WRITES[3:])
+@pytest.mark.parametrize("count", range(1, len(WRITES) + 1), ids=WRITES)
 def test_a_crash_in_any_write_loses_nothing(run, reference, tmp_path, monkeypatch, count):
     begun = count > WRITES.index("checkpoint 0") + 1
     with monkeypatch.context() as patch:
@@ -291,6 +291,8 @@ def test_a_crash_in_any_write_loses_nothing(run, reference, tmp_path, monkeypatc
             run(tmp_path, epochs=2, checkpoint_seconds=ALWAYS)
     run(tmp_path, epochs=2, checkpoint_seconds=ALWAYS, resume=True, network_seed=int(begun))
     assert_same_run(tmp_path, reference(epochs=2))
+    for name in ("recipe.toml", "model.json", "environment.json"):
+        assert (tmp_path / name).exists()
 
 
 def test_the_writes_above_are_all_there_are(run, tmp_path, monkeypatch):

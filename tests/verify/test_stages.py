@@ -128,7 +128,7 @@ def test_attacked_points_lie_in_the_region_in_float64(region):
 
 
 def test_a_verifier_that_there_is_not():
-    with pytest.raises(InputError, match="there is no verifier 'ipb'; there are none, ibp, "):
+    with pytest.raises(InputError, match="no verifier 'ipb': did you mean 'ibp'\\? Choose none, ibp, "):
         find_verifier("ipb")
 
 

@@ -44,10 +44,10 @@ def load_npz(path: Path) -> DataSet:
         raise DataError(f"{path} lacks {', '.join(missing)}: save it with numpy.savez and {', '.join(_KEYS)}")
     try:
         train, test = (Split(_images(arrays[f"x_{s}"]), _labels(arrays[f"y_{s}"])) for s in ("train", "test"))
-        classes = int(train.y.max()) + 1
-        return DataSet(path.name, train, test, classes, tuple(str(label) for label in range(classes)))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+    classes = int(train.y.max()) + 1
+    return DataSet(path.name, train, test, classes, tuple(str(label) for label in range(classes)))
 
 
 def _images(x: NDArray[Any]) -> Tensor:

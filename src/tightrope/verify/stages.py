@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +82,9 @@ def find_verifier(name: str) -> tuple[BoundStage, ...]:
         InputError: if there is no such verifier.
     """
     if name not in VERIFIERS:
-        raise InputError(f"there is no verifier {name!r}; there are {', '.join(VERIFIERS)}")
+        nearest = difflib.get_close_matches(name, VERIFIERS, n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise InputError(f"there is no verifier {name!r}: {hint}Choose {', '.join(VERIFIERS)}")
     return VERIFIERS[name]
 
 
