@@ -75,7 +75,7 @@ def our_step(name: str, x: Tensor, y: Tensor) -> Callable[[], object]:
 
     def step() -> None:
         batch = Batch(graph, x, y, Box(EPS), 1.0, generator)
-        train_step(method, batch, optimiser, clip=None)
+        train_step(method, batch, optimiser, clip=0.0)
 
     return step
 

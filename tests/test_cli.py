@@ -222,7 +222,7 @@ def test_a_dry_run_as_json(here):
 
 
 def test_a_budget_chooses_the_epochs(here, monkeypatch):
-    monkeypatch.setattr(cli, "predict_seconds", lambda recipe, *_: 2.0 * recipe.training.epochs)
+    monkeypatch.setattr(cli, "predict_seconds", lambda _graph, _method, training, *_: 2.0 * training.epochs)
     outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--budget", "1m", "--dry-run", "--json")
     assert outcome.json()["recipe"]["training"]["epochs"] == 30
     assert outcome.json()["seconds"] == 60

@@ -94,7 +94,7 @@ SCHEDULES = st.builds(
     SCHEDULES,
     SCHEDULES.filter(lambda lr: lr(0.0) > 0),
     st.integers(0, 2**32 - 1),
-    st.none() | st.floats(1e-3, 9),
+    st.floats(0, 9),
 )
 def test_any_recipe_means_the_same_after_a_way_through_a_file(tmp_path_factory, eps, lr, seed, clip):
     training = {"lr": lr.model_dump(), "clip": clip}
@@ -247,7 +247,7 @@ def test_a_method_needs_a_name_and_a_recipe_a_method():
         ({"training": {"lr": {"shape": "cubic"}}}, "training.lr.shape: "),
         ({"training": {"lr": {"shape": "step", "at": []}}}, "training.lr.start is missing"),
         ({"training": {"lr": {"shape": "step", "start": 1, "at": [0.5, 0.2]}}}, "must rise"),
-        ({"training": {"clip": 0}}, "training.clip: "),
+        ({"training": {"clip": -1}}, "training.clip: "),
         ({"training": {"clip": math.nan}}, "training.clip: "),
         ({"training": {"weight_decay": -1}}, "training.weight_decay: "),
         ({"training": {"checkpoint_seconds": 0}}, "training.checkpoint_seconds: "),

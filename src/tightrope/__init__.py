@@ -9,10 +9,11 @@ result = tr.certify(model, test_set, tr.Box(eps=0.3))
 from tightrope import engines, methods
 from tightrope.api import Run, bounds, certify, fit, margins
 from tightrope.region import Box, L1Ball, L2Ball
-from tightrope.train import Ramp, Steps
+from tightrope.train import Course, Ramp, Steps
 
 __all__ = [
     "Box",
+    "Course",
     "L1Ball",
     "L2Ball",
     "Ramp",

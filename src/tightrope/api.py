@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,15 +22,13 @@ from tightrope.files import check_line, read_lines, to_json, write_atomically
 from tightrope.graph import Graph, trace
 from tightrope.provenance import environment
 from tightrope.recipes import DEFAULT_TRAINING, Recipe
-from tightrope.region import Box, Region
+from tightrope.region import Region
 from tightrope.spec import Spec
 from tightrope.targets import ModelFacts
-from tightrope.train import Method, Ramp, Training, train
-from tightrope.train.batch import Batch
-from tightrope.train.evaluate import HeldOut, evaluate
+from tightrope.train import Method, Training, train
+from tightrope.train.evaluate import HeldOut
 from tightrope.train.loop import model_identity
-from tightrope.train.schedules import at, last
-from tightrope.train.step import train_step
+from tightrope.train.schedules import last
 from tightrope.verify import CERTIFICATION_ATTACK, Certification
 from tightrope.verify import certify as judge
 
@@ -200,10 +197,10 @@ def run_recipe(
         InputError: if the folder already holds a run and `resume` is not asked for.
         IdentityError: if the folder's checkpoint belongs to another run.
     """
-    started = (out / "recipe.toml").exists()
+    started = (out / "checkpoint" / "last.safetensors").exists()
     if started and not resume:
         raise InputError(f"{out} already holds a run: resume it (--resume), or choose another folder (--out)")
-    if not (out / "checkpoint").exists() and (out / "model.safetensors").exists():
+    if not started and (out / "model.safetensors").exists():
         raise InputError(
             f"{out} holds trained weights but no checkpoint to resume: choose another folder (--out)"
         )
@@ -220,7 +217,7 @@ def run_recipe(
         write_atomically(out / "model.json", to_json(_describe(recipe, graph), indent=2) + "\n")
         made = environment(held_out.x.device, recipe.seed) | {"parameters": _count(model)}
         write_atomically(out / "environment.json", to_json(made, indent=2) + "\n")
-        write_atomically(out / "recipe.toml", recipe.to_toml())  # last: it says that the folder holds a run
+        write_atomically(out / "recipe.toml", recipe.to_toml())
     train(
         graph,
         source,
@@ -318,35 +315,6 @@ def certify(
         seed=seed,
         about={"data": name, "environment": environment(where, seed)},
     )
-
-
-def predict_seconds(
-    recipe: Recipe, method: Method, graph: Graph, index: Tensor, held_out: HeldOut, rounds: int = 3
-) -> float:
-    """How long a run will take here, from a few steps of each part of its schedule on a copy."""
-    copied = trace(copy.deepcopy(graph.module), graph.input_shape)
-    copied.module.train()
-    count = min(recipe.training.batch, len(held_out.y))
-    x, y = held_out.x[:count], held_out.y[:count]
-    optimiser = torch.optim.Adam(copied.module.parameters(), 1e-9)
-    begin = method.eps.begin if isinstance(method.eps, Ramp) else 0.0
-    finish = method.eps.finish if isinstance(method.eps, Ramp) else 0.0
-    seconds = 0.0
-    for start, stop in ((0.0, begin), (begin, finish), (finish, 1.0)):
-        if stop <= start:
-            continue
-        progress, times = (start + stop) / 2, []
-        for _ in range(rounds + 1):
-            began = time.perf_counter()
-            region = Box(at(method.eps, progress))
-            train_step(
-                method, Batch(copied, x, y, region, progress, torch.Generator(x.device)), optimiser, None
-            )
-            times.append(time.perf_counter() - began)
-        seconds += (stop - start) * min(times[1:]) / count
-    began = time.perf_counter()
-    evaluate(copied, held_out, recipe.test_eps or 0.0)
-    return recipe.training.epochs * (len(index) * seconds + time.perf_counter() - began)
 
 
 def find_device(name: str) -> torch.device:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import click
 import torch
 
-from tightrope.api import certify, find_device, predict_seconds, prepare, resolve, run_recipe, warn_of_wide
+from tightrope.api import certify, find_device, prepare, resolve, run_recipe, warn_of_wide
 from tightrope.attacks import Pgd
 from tightrope.data import as_source, load
 from tightrope.data import names as data_names
@@ -24,11 +24,12 @@ from tightrope.errors import InputError, TightropeError
 from tightrope.files import to_json
 from tightrope.models import build, describe
 from tightrope.models import names as model_names
-from tightrope.recipes import Recipe, override, parse_recipe, read_recipe
+from tightrope.recipes import Recipe, options_of, override, parse_recipe, read_recipe
 from tightrope.region import REGIONS
 from tightrope.targets import Target, load_target, make_model
 from tightrope.train import METHODS, Interrupted
 from tightrope.train.checkpoint import derive_seed
+from tightrope.train.predict import predict_seconds
 from tightrope.train.schedules import parse_number
 from tightrope.verify import CERTIFICATION_ATTACK, VERIFIERS, Certification
 
@@ -133,6 +134,8 @@ def train_command(
     ):
         if value is not None:
             content.setdefault(table, {})[key] = value
+    if eps is not None and method in METHODS and "eps" not in options_of(METHODS[method]).model_fields:
+        raise InputError(f"{method} trains without a radius: say what to certify at with --test-eps instead")
     override(content, assignments)
     for key in ("data", "model", "method"):
         if key not in content:
@@ -169,7 +172,9 @@ def _train(
         network = build(model, dataset.train.shape, dataset.classes, **normalise)
     if budget is not None or dry_run:
         graph, index, held_out = prepare(recipe, network, source)
-        seconds = predict_seconds(recipe, method, graph, index, held_out)
+        seconds = predict_seconds(
+            graph, method, recipe.training, len(index), held_out, recipe.test_eps or 0.0
+        )
         if budget is not None:
             epoch = seconds / recipe.training.epochs
             epochs = max(1, int(budget / epoch))

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 
 from tightrope.bounds import Bounds, Interval
 from tightrope.errors import InputError
-from tightrope.graph import Graph, ops, trace
+from tightrope.graph import Graph, ops, recast, trace
 from tightrope.region import Box
 from tightrope.spec import Spec
 
@@ -343,7 +343,7 @@ class TestTo:
         torch.manual_seed(0)
         net = convolutional().train()
         graph = trace(net, (1, 4, 4))
-        copied = graph.to(torch.float64)
+        copied = recast(graph, torch.float64)
         x, _ = x_and_y()
         expected = copied.run(x)[0]
         assert expected.dtype == torch.float64
@@ -361,5 +361,5 @@ class TestTo:
         net = nn.Sequential(nn.Flatten(), parametrizations.weight_norm(nn.Linear(16, 3)))
         x, _ = x_and_y()
         assert torch.allclose(
-            trace(net, (1, 4, 4)).to(torch.float64).run(x)[0].float(), net(x.float()), atol=1e-5
+            recast(trace(net, (1, 4, 4)), torch.float64).run(x)[0].float(), net(x.float()), atol=1e-5
         )

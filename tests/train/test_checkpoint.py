@@ -38,7 +38,7 @@ def trained(network, batch):
         module = network(norm=True, seed=seed)
         chosen = OPTIMISERS[optimiser](list(module.parameters()))
         for _ in range(steps):
-            train_step(methods.standard(), batch(module), chosen, None)
+            train_step(methods.standard(), batch(module), chosen, 0.0)
         return module, chosen
 
     return train
@@ -61,7 +61,7 @@ def test_what_is_loaded_goes_on_bit_by_bit_as_what_was_saved(tmp_path, trained, 
     assert load_checkpoint(path, other, its_optimiser, IDENTITY) == progressed()
     for one, its in ((module, optimiser), (other, its_optimiser)):
         for _ in range(3):
-            train_step(methods.standard(), batch(one), its, None)
+            train_step(methods.standard(), batch(one), its, 0.0)
     expected = module.state_dict()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in other.state_dict().items())
 

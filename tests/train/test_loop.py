@@ -30,7 +30,7 @@ from tightrope.data import Augment, Split, as_source, hold_out
 from tightrope.errors import DivergedError, IdentityError, InputError, TightropeError
 from tightrope.files import load_tensors
 from tightrope.recipes import parse_recipe, read_recipe
-from tightrope.train import Interrupted, Loss, Method, Ramp, Steps, terms
+from tightrope.train import Course, Interrupted, Loss, Method, Ramp, Steps, terms
 
 IMAGES, HELD_OUT, BATCH, EPOCHS = 63, 12, 16, 3
 PER_EPOCH, TOTAL = 4, 12
@@ -43,7 +43,7 @@ OPTIONS = {
     "device": "cpu",
 }
 NEVER, ALWAYS = 1e6, 1e-6  # seconds between checkpoints
-RAMP = Ramp(shape="smooth", begin=0.1, finish=0.7)
+RAMP = Course(shape="smooth", begin=0.1, finish=0.7)
 METHODS = {
     "standard": methods.standard(),
     "fgsm": methods.fgsm(eps=0.1),
@@ -415,7 +415,7 @@ def stopped(run, tmp_path_factory):
         ({"batch": 8}, "training.batch: 16 there, 8 now"),
         ({"lr": 0.01}, "training.lr: None there, 0.01 now"),
         ({"optimiser": "sgd"}, "training.optimiser: 'adam' there, 'sgd' now"),
-        ({"clip": 1.0}, "training.clip: None there, 1.0 now"),
+        ({"clip": 1.0}, "training.clip: 0.0 there, 1.0 now"),
         ({"test_eps": 0.2}, "test_eps: 0.1 there, 0.2 now"),
         ({"held_out": 9}, "held_out: 12 there, 9 now"),
         ({"augment": Augment(flip=True)}, "augment.pad: 1 there, 0 now"),
@@ -591,7 +591,7 @@ def test_the_metrics_say_what_was_trained_and_how(reference):
 
 
 def test_a_term_without_weight_in_an_epoch_has_no_loss_in_it(run, tmp_path):
-    run(tmp_path, methods.ibp(eps=0.1, ramp=Ramp(begin=0.5, finish=0.7)))
+    run(tmp_path, methods.ibp(eps=0.1, ramp=Course(begin=0.5, finish=0.7)))
     assert [set(record["losses"]) for record in metrics(tmp_path)] == [
         {"natural"},
         {"natural", "robust"},
@@ -622,7 +622,7 @@ def test_time_adds_up_over_the_parts_of_a_run(run, tmp_path):
 
 @pytest.mark.parametrize(("falls", "warned"), [(0.1, True), (0.49, True), (0.5, False), (0.9, False)])
 def test_a_learning_rate_that_falls_before_the_ramp_ends_is_warned_about(run, tmp_path, falls, warned):
-    method = methods.ibp(eps=0.1, ramp=Ramp(begin=0.1, finish=0.5))
+    method = methods.ibp(eps=0.1, ramp=Course(begin=0.1, finish=0.5))
     options = {"lr": Steps(start=0.01, at=(falls,)), "epochs": 1}
     if warned:
         with pytest.warns(
@@ -750,7 +750,7 @@ def test_the_folder_says_how_to_repeat_the_run(run, reference, tmp_path):
         "optimiser": "adam",
         "lr": OPTIONS["lr"].model_dump(),
         "weight_decay": 0.0,
-        "clip": None,
+        "clip": 0.0,
     }
     environment = json.loads((out / "environment.json").read_text())
     assert environment["seed"] == 0

@@ -14,7 +14,7 @@ import torch
 
 from tightrope.errors import InputError, RecipeError
 from tightrope.recipes import build_method
-from tightrope.train import METHODS, Ramp, Steps, methods, terms
+from tightrope.train import METHODS, Course, Ramp, Steps, methods, terms
 from tightrope.train.schedules import at, last
 from tightrope.train.step import train_step
 
@@ -72,7 +72,7 @@ def test_three_steps_lower_the_loss(network, batch, name, options, norm, kind, p
     optimiser = torch.optim.SGD(module.parameters(), 0.02)
     before = objective(method, batch(module, eps, progress))
     for _ in range(3):
-        train_step(method, batch(module, eps, progress), optimiser, clip=None)
+        train_step(method, batch(module, eps, progress), optimiser, clip=0.0)
     assert objective(method, batch(module, eps, progress)) < before
 
 
@@ -115,7 +115,7 @@ def test_a_term_is_computed_once_if_it_has_weight_and_never_otherwise(
     counted = replace(method, losses=tuple(map(counting, method.losses)))
     module = network(norm=norm)
     optimiser = torch.optim.SGD(module.parameters(), 0.01)
-    result = train_step(counted, batch(module, at(method.eps, progress), progress), optimiser, None)
+    result = train_step(counted, batch(module, at(method.eps, progress), progress), optimiser, 0.0)
     weighty = {loss.name: 1 for loss in method.losses if at(loss.weight, progress) != 0}
     assert calls == weighty
     assert set(result.losses) == set(weighty)
@@ -188,7 +188,7 @@ def test_an_attack_without_steps_is_refused(options):
 
 def test_ibp_moves_kappa_as_eps_moves(network, batch):
     """methods.md, section 2: kappa_t = (eps - eps_t (1 - kappa)) / eps."""
-    method = methods.ibp(eps=0.2, kappa=0.4, ramp=Ramp(shape="smooth", begin=0.1, finish=0.5))
+    method = methods.ibp(eps=0.2, kappa=0.4, ramp=Course(shape="smooth", begin=0.1, finish=0.5))
     natural, robust = method.losses
     for progress in (0.0, 0.1, 0.2, 0.3, 0.45, 0.5, 1.0):
         share = at(method.eps, progress) / 0.2

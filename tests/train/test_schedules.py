@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from tightrope.train import Ramp, Steps
-from tightrope.train.schedules import Number, at, first_drop, follow, last, parse_number
+from tightrope.train import Course, Ramp, Steps
+from tightrope.train.schedules import Number, at, first_drop, last, parse_number
 
 SHARES = st.floats(0, 1)
 VALUES = st.floats(-10, 10)
@@ -86,8 +86,8 @@ def test_more_epochs_keep_the_shape(factor, batches, epoch):
 
 @given(st.sampled_from(["linear", "smooth"]), VALUES, VALUES, SHARES)
 def test_between_keeps_the_course(shape, start, end, moment):
-    course = Ramp(shape=shape, start=0.0, end=1.0, begin=0.1, finish=0.9)
-    expected = start + (end - start) * course(moment)
+    course = Course(shape=shape, begin=0.1, finish=0.9)
+    expected = start + (end - start) * course.between(0.0, 1.0)(moment)
     assert course.between(start, end)(moment) == pytest.approx(expected, abs=1e-9)
 
 
@@ -97,10 +97,15 @@ def test_a_number_is_a_schedule_that_stands_still():
     assert at(Steps(start=1.0, factor=0.5, at=(0.5,)), 0.7) == 0.5
 
 
-def test_follow_puts_a_number_on_the_ramp_and_leaves_a_schedule_alone():
-    ramp, steps = Ramp(begin=0.1, finish=0.2), Steps(start=1.0, at=(0.5,))
-    assert follow(ramp, 0.0, 0.3) == Ramp(start=0.0, end=0.3, begin=0.1, finish=0.2)
-    assert follow(ramp, 0.0, steps) is steps
+def test_a_ramp_tells_its_course_and_a_course_makes_ramps():
+    ramp = Ramp(shape="smooth", start=1.0, end=2.0, begin=0.1, finish=0.2)
+    assert ramp.course() == Course(shape="smooth", begin=0.1, finish=0.2)
+    assert ramp.course().between(1.0, 2.0) == ramp
+
+
+def test_a_course_has_no_values_of_its_own():
+    with pytest.raises(ValueError, match="end"):
+        Course(begin=0.1, finish=0.2, end=0.5)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import nn
 from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds
 from tightrope.errors import InputError, TightropeError
-from tightrope.graph import trace
+from tightrope.graph import recast, trace
 from tightrope.region import Box, L1Ball, L2Ball
 from tightrope.verify import VERIFIERS, BoundStage
 from tightrope.verify.stages import IBP, LARGEST, answer, attack_stage, find_verifier
@@ -69,7 +69,7 @@ class TestProof:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_what_intervals_prove_no_corner_and_no_attack_refutes(seed):
-    graph = random_net(seed).to(torch.float64)
+    graph = recast(random_net(seed), torch.float64)
     x = torch.rand(200, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     y = graph.run(x)[0].argmax(1)
     region = Box(0.03)
@@ -89,7 +89,7 @@ def test_what_intervals_prove_no_corner_and_no_attack_refutes(seed):
 class TestAnswer:
     @staticmethod
     def of(logits, label):
-        graph = trace(nn.Linear(1, len(logits)), (1,)).to(torch.float64)
+        graph = recast(trace(nn.Linear(1, len(logits)), (1,)), torch.float64)
         graph.module.weight.zero_()
         graph.module.bias.copy_(torch.tensor(logits))
         found = answer(graph, torch.zeros(1, 1, dtype=torch.float64), label)
@@ -119,7 +119,7 @@ def test_attacked_points_lie_in_the_region_in_float64(region):
     x = torch.rand(100, 4, generator=torch.Generator().manual_seed(1)).double()
     y = torch.zeros(100, dtype=torch.int64)
     attack, generator = Pgd(steps=5, step=0.5, loss="margin"), torch.Generator().manual_seed(0)
-    fast, exact = graph.to(torch.float32), graph.to(torch.float64)
+    fast, exact = recast(graph, torch.float32), recast(graph, torch.float64)
     found = attack_stage(attack, fast, exact, x, y, region, generator)
     assert found.point.dtype == found.margin.dtype == torch.float64
     assert (region.contains(x, found.point) == 0).all()

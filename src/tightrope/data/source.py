@@ -146,6 +146,8 @@ class LoaderSource:
             self._examples,
             batch_sampler=(index.tolist() for index in order),
             num_workers=self._workers,
+            # Its own source of workers' seeds, taken from the present seed without drawing from it.
+            generator=torch.Generator().manual_seed(torch.initial_seed()),
             collate_fn=_Collate(self.shape, self._first.dtype),
         )
         for batch in loader:

@@ -1,6 +1,6 @@
 """The user's network as operators that share its live parameters."""
 
 from tightrope.graph.graph import Graph, Node
-from tightrope.graph.trace import trace
+from tightrope.graph.trace import recast, trace
 
-__all__ = ["Graph", "Node", "trace"]
+__all__ = ["Graph", "Node", "recast", "trace"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -92,13 +91,6 @@ class Graph:
         """The graph in evaluation, whatever the module's mode: running statistics, no dropout."""
         nodes = [node if node.op is None else replace(node, op=node.op.frozen()) for node in self.nodes]
         return replace(self, nodes=_fold_batch_norms(nodes))
-
-    def to(self, dtype: torch.dtype) -> Graph:
-        """A copy in evaluation mode with its own parameters, in another precision, without gradients."""
-        from tightrope.graph.trace import trace
-
-        module = copy.deepcopy(self.module).to(dtype).eval().requires_grad_(False)
-        return trace(module, self.input_shape)
 
     def merge(self, spec: Spec) -> tuple[int, Tensor, Float[Tensor, "batch rows"]]:
         """Pull a specification back through the affine operators that end the network.

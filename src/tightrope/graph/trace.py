@@ -6,6 +6,7 @@ reported, all at once, with its place in the network.
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,12 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
         graph = _translate(module, fx_graph, values, stale)
         _check_same(module, graph)
     return graph
+
+
+def recast(graph: Graph, dtype: torch.dtype) -> Graph:
+    """A copy in evaluation mode with its own parameters, in another precision, without gradients."""
+    module = copy.deepcopy(graph.module).to(dtype).eval().requires_grad_(False)
+    return trace(module, graph.input_shape)
 
 
 class _Tracer(fx.Tracer):

@@ -2,6 +2,6 @@
 
 from tightrope.train.loop import Interrupted, Training, train
 from tightrope.train.methods import METHODS, Loss, Method
-from tightrope.train.schedules import Ramp, Steps
+from tightrope.train.schedules import Course, Ramp, Steps
 
-__all__ = ["METHODS", "Interrupted", "Loss", "Method", "Ramp", "Steps", "Training", "train"]
+__all__ = ["METHODS", "Course", "Interrupted", "Loss", "Method", "Ramp", "Steps", "Training", "train"]

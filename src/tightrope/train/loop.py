@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import signal
 import threading
@@ -17,12 +16,12 @@ from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from torch import Tensor
 
 from tightrope.errors import DivergedError, InputError
 from tightrope.examples import Examples
-from tightrope.files import append_lines, save_tensors, write_atomically
+from tightrope.files import append_lines, check_line, read_lines, save_tensors, to_json, write_atomically
 from tightrope.graph import Graph
 from tightrope.graph.ops import BatchNorm
 from tightrope.progress import Progress
@@ -46,7 +45,7 @@ class Training(BaseModel):
         optimiser: "adam", "adamw" or "sgd" (with momentum 0.9).
         lr: learning rate, a number or a schedule.
         weight_decay: weight decay of the optimiser.
-        clip: largest l_2 norm of the gradient, or None for no clipping.
+        clip: largest l_2 norm of the gradient; 0 clips nothing.
         checkpoint_seconds: how often a checkpoint is written.
     """
 
@@ -57,7 +56,7 @@ class Training(BaseModel):
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Number = Steps(start=1e-3, factor=0.1, at=(0.25, 0.42))
     weight_decay: Real = Field(default=0.0, ge=0)
-    clip: Real | None = Field(default=None, gt=0)
+    clip: Real = Field(default=0.0, ge=0)
     checkpoint_seconds: Real = Field(default=30.0, gt=0)
 
     @model_validator(mode="after")
@@ -270,13 +269,16 @@ def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
     )
 
 
+_RECORD: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+
+
 def _forget_epochs_after(metrics: Path, step: int) -> None:
     """Drop the metrics of epochs that a resumed run is going to repeat."""
     if not metrics.exists():
         return
-    lines = metrics.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    write_atomically(metrics, "".join(kept))
+    lines = enumerate(read_lines(metrics), start=1)
+    records = [check_line(_RECORD, line, metrics, number) for number, line in lines]
+    write_atomically(metrics, "".join(to_json(r) + "\n" for r in records if r["step"] <= step))
 
 
 def _warn_of_schedules(method: Method, training: Training) -> None:

@@ -23,7 +23,7 @@ from tightrope.graph import Graph
 from tightrope.train import regularisers, terms
 from tightrope.train.batch import Term
 from tightrope.train.initialise import ibp_initialisation
-from tightrope.train.schedules import Number, NumberOrRamp, Ramp, Real, Whole, at, follow, last
+from tightrope.train.schedules import Course, Number, NumberOrRamp, Ramp, Real, Whole, at, last
 
 P = ParamSpec("P")
 
@@ -127,23 +127,28 @@ def pgd(eps: Number, steps: Whole = 7, step: Real = 0.3) -> Method:
 
 
 @_published
-def ibp(eps: Number, kappa: NumberOrRamp = 0.5, ramp: Ramp = Ramp(begin=0.03, finish=0.2)) -> Method:
+def ibp(
+    eps: NumberOrRamp, kappa: NumberOrRamp = 0.5, ramp: Course = Course(begin=0.03, finish=0.2)
+) -> Method:
     """Interval bound propagation (Gowal et al. 2018): `kappa CE(f(x)) + (1 - kappa) CE(-m_IBP)`.
 
     Args:
-        eps: radius at the end of the ramp, in pixel units, or a schedule of its own.
+        eps: radius at the end of the ramp, in pixel units; or a ramp, whose course then counts.
         kappa: weight of the natural loss at the end of the ramp (1 at its beginning), or a schedule.
         ramp: when eps and kappa move; the default is the MNIST schedule, epochs 3 to 20 of 100.
     """
+    eps, ramp = _on(ramp, eps)
     kappa = kappa if isinstance(kappa, Ramp) else ramp.between(1.0, kappa)
     robust = terms.robust(Interval())
     losses = (Loss("natural", kappa, terms.natural), Loss("robust", _rest(kappa), robust, certified=True))
-    return Method("ibp", follow(ramp, 0.0, eps), losses)
+    return Method("ibp", eps, losses)
 
 
 @_published
 def shi_ibp(
-    eps: Number, regularise: Real = 0.5, ramp: Ramp = Ramp(shape="smooth", begin=1 / 70, finish=21 / 70)
+    eps: NumberOrRamp,
+    regularise: Real = 0.5,
+    ramp: Course = Course(shape="smooth", begin=1 / 70, finish=21 / 70),
 ) -> Method:
     """Improved IBP (Shi et al. 2021): IBP initialisation, BatchNorm, and two regularisers in the ramp.
 
@@ -151,10 +156,11 @@ def shi_ibp(
     each layer (the models named `...-bn`).
 
     Args:
-        eps: radius at the end of the ramp, in pixel units, or a schedule of its own.
+        eps: radius at the end of the ramp, in pixel units; or a ramp, whose course then counts.
         regularise: weight lambda of the regularisers at the start; it falls to 0 as eps rises.
         ramp: when eps rises; the default is epochs 1 to 21 of 70.
     """
+    eps, ramp = _on(ramp, eps)
     engine = Interval()
     weight = ramp.between(regularise, 0.0)
     losses = (
@@ -162,9 +168,16 @@ def shi_ibp(
         Loss("tightness", weight, regularisers.shi_tightness(engine)),
         Loss("relu-balance", weight, regularisers.shi_relu(engine)),
     )
-    return Method("shi-ibp", follow(ramp, 0.0, eps), losses, initialise=ibp_initialisation)
+    return Method("shi-ibp", eps, losses, initialise=ibp_initialisation)
+
+
+def _on(ramp: Course, eps: float | Ramp) -> tuple[Ramp, Course]:
+    """The schedule of eps, and the course that everything else in the method follows."""
+    return (eps, eps.course()) if isinstance(eps, Ramp) else (ramp.between(0.0, eps), ramp)
 
 
 def _rest(kappa: float | Ramp) -> float | Ramp:
     """`1 - kappa`, moving as kappa moves."""
-    return kappa.between(1 - kappa.start, 1 - kappa.end) if isinstance(kappa, Ramp) else 1 - kappa
+    if isinstance(kappa, Ramp):
+        return kappa.course().between(1 - kappa.start, 1 - kappa.end)
+    return 1 - kappa

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tightrope.bounds import Engine
+from tightrope.graph.ops import LeakyReLU, ReLU
 from tightrope.train.batch import Batch, Term
 
 
@@ -18,12 +19,12 @@ def shi_tightness(engine: Engine, tau: float = 0.5) -> Term:
     """
 
     def term(batch: Batch) -> Float[Tensor, ""]:
-        boxes = batch.bounds(engine).boxes
+        boxes = _relu_boxes(batch, engine)
         if not boxes:
             return batch.x.new_zeros(())
         lower, upper = batch.floored.corners(batch.x)
         reference = ((upper - lower) / 2).mean()
-        widths = torch.stack([((upper - lower) / 2).mean() for lower, upper in boxes.values()])
+        widths = torch.stack([((upper - lower) / 2).mean() for lower, upper in boxes])
         return torch.relu(tau - reference / widths.clamp(min=1e-12)).mean() / tau
 
     return term
@@ -39,9 +40,9 @@ def shi_relu(engine: Engine, tau: float = 0.5) -> Term:
     """
 
     def term(batch: Batch) -> Float[Tensor, ""]:
-        boxes = batch.bounds(engine).boxes
+        boxes = _relu_boxes(batch, engine)
         total = batch.x.new_zeros(())
-        for lower, upper in boxes.values():
+        for lower, upper in boxes:
             centre = (lower + upper) / 2
             active, inactive = (lower > 0).to(centre), (upper < 0).to(centre)
             spread = (centre - centre.mean()).square()
@@ -50,6 +51,12 @@ def shi_relu(engine: Engine, tau: float = 0.5) -> Term:
         return total / (max(len(boxes), 1) * tau)
 
     return term
+
+
+def _relu_boxes(batch: Batch, engine: Engine) -> list[tuple[Tensor, Tensor]]:
+    """The boxes of the pre-activations of every layer of ReLUs."""
+    boxes = batch.bounds(engine).boxes
+    return [box for i, box in boxes.items() if isinstance(batch.graph.nodes[i].op, ReLU | LeakyReLU)]
 
 
 def _imbalance(first: Tensor, second: Tensor, tau: float) -> Tensor:

@@ -34,7 +34,19 @@ class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Ramp(_Options):
+class _Timed(_Options):
+    shape: Literal["linear", "smooth"] = "linear"
+    begin: Share = 0.03
+    finish: Share = 0.2
+
+    @model_validator(mode="after")
+    def _ordered(self) -> _Timed:
+        if self.finish < self.begin:
+            raise ValueError(f"a ramp cannot finish ({self.finish}) before it begins ({self.begin})")
+        return self
+
+
+class Ramp(_Timed):
     """From `start` to `end` between two moments of the run, constant before and after.
 
     Args:
@@ -46,17 +58,8 @@ class Ramp(_Options):
         finish: share of the run at which it has arrived.
     """
 
-    shape: Literal["linear", "smooth"] = "linear"
     start: Real = 0.0
     end: Real = 1.0
-    begin: Share = 0.03
-    finish: Share = 0.2
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Ramp:
-        if self.finish < self.begin:
-            raise ValueError(f"a ramp cannot finish ({self.finish}) before it begins ({self.begin})")
-        return self
 
     def __call__(self, progress: float) -> float:
         """The value when this share of the run is done."""
@@ -67,9 +70,23 @@ class Ramp(_Options):
         done = (progress - self.begin) / (self.finish - self.begin)
         return self.start + (self.end - self.start) * (done if self.shape == "linear" else _smooth(done))
 
+    def course(self) -> Course:
+        """When the value moves, without the values."""
+        return Course(shape=self.shape, begin=self.begin, finish=self.finish)
+
+
+class Course(_Timed):
+    """When a ramp moves, and in which shape; from where to where, a method says.
+
+    Args:
+        shape: as in `Ramp`.
+        begin: share of the run at which values begin to move.
+        finish: share of the run at which they have arrived.
+    """
+
     def between(self, start: float, end: float) -> Ramp:
-        """The same course between other values."""
-        return self.model_copy(update={"start": start, "end": end})
+        """The ramp of this course between two values."""
+        return Ramp(shape=self.shape, begin=self.begin, finish=self.finish, start=start, end=end)
 
 
 class Steps(_Options):
@@ -120,11 +137,6 @@ def at(number: float | Ramp | Steps, progress: float) -> float:
 def last(number: float | Ramp | Steps) -> float:
     """The value at the end of the run."""
     return at(number, 1.0)
-
-
-def follow(ramp: Ramp, start: float, end: float | Ramp | Steps) -> Ramp | Steps:
-    """`end` as it is if it is a schedule; otherwise on the ramp's course from `start` to `end`."""
-    return end if isinstance(end, Ramp | Steps) else ramp.between(start, end)
 
 
 def first_drop(number: float | Ramp | Steps) -> float:

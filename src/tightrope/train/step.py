@@ -27,9 +27,7 @@ class StepResult:
     gradient_norm: float
 
 
-def train_step(
-    method: Method, batch: Batch, optimiser: torch.optim.Optimizer, clip: float | None
-) -> StepResult:
+def train_step(method: Method, batch: Batch, optimiser: torch.optim.Optimizer, clip: float) -> StepResult:
     """Sum the method's weighted losses, differentiate, clip, and step.
 
     Raises:
@@ -43,7 +41,7 @@ def train_step(
         for buffer, value in zip(buffers, before, strict=True):  # the running statistics of BatchNorm
             buffer.copy_(value)
         raise
-    if clip is not None:
+    if clip:
         torch.nn.utils.clip_grads_with_norm_(_parameters(optimiser), clip, norm)
     optimiser.step()
     return StepResult(losses, float(norm))

@@ -22,7 +22,7 @@ from tightrope.attacks import Pgd
 from tightrope.errors import InputError, SoundnessViolation
 from tightrope.examples import Examples
 from tightrope.files import append_lines, fingerprint, save_tensors, to_json, write_atomically
-from tightrope.graph import Graph
+from tightrope.graph import Graph, recast
 from tightrope.identity import check_identity
 from tightrope.progress import Progress
 from tightrope.region import Region
@@ -149,7 +149,7 @@ class Judge:
     def __init__(
         self, graph: Graph, region: Region, stages: Sequence[BoundStage], attack: Pgd | None, seed: int
     ) -> None:
-        self.exact, self.fast = graph.to(torch.float64), graph.to(torch.float32)
+        self.exact, self.fast = recast(graph, torch.float64), recast(graph, torch.float32)
         self.region, self.stages, self.attack, self.seed = region, stages, attack, seed
 
     def __call__(self, x: Tensor, y: Tensor, index: Tensor, out: Path | None = None) -> list[Verdict]:

@@ -1,0 +1,55 @@
+"""How long a run will take, before it begins."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import torch
+
+from tightrope.graph import Graph, trace
+from tightrope.region import Box
+from tightrope.train.batch import Batch
+from tightrope.train.evaluate import HeldOut, evaluate
+from tightrope.train.loop import Training
+from tightrope.train.methods import Method
+from tightrope.train.schedules import Ramp, at
+from tightrope.train.step import train_step
+
+ROUNDS = 3  # timed steps, after one that warms up
+
+
+def predict_seconds(
+    graph: Graph, method: Method, training: Training, examples: int, held_out: HeldOut, test_eps: float
+) -> float:
+    """Seconds that a run will take here, from a few steps of each part of its schedule on a copy.
+
+    Args:
+        graph: the network.
+        method: what it is trained for.
+        training: how.
+        examples: number of training examples.
+        held_out: examples to time the steps on, and of each epoch's metrics.
+        test_eps: radius of the metrics.
+    """
+    copied = trace(copy.deepcopy(graph.module), graph.input_shape)
+    copied.module.train()
+    count = min(training.batch, len(held_out.y))
+    x, y = held_out.x[:count], held_out.y[:count]
+    optimiser = torch.optim.Adam(copied.module.parameters(), 1e-9)
+    eps = method.eps
+    begin, finish = (eps.begin, eps.finish) if isinstance(eps, Ramp) else (0.0, 0.0)
+    per_example = 0.0
+    for start, stop in ((0.0, begin), (begin, finish), (finish, 1.0)):
+        if stop <= start:
+            continue
+        progress, times = (start + stop) / 2, []
+        for _ in range(ROUNDS + 1):
+            began = time.perf_counter()
+            batch = Batch(copied, x, y, Box(at(eps, progress)), progress, torch.Generator(x.device))
+            train_step(method, batch, optimiser, clip=0.0)
+            times.append(time.perf_counter() - began)
+        per_example += (stop - start) * min(times[1:]) / count
+    began = time.perf_counter()
+    evaluate(copied, held_out, test_eps)
+    return training.epochs * (examples * per_example + time.perf_counter() - began)
