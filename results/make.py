@@ -45,10 +45,11 @@ def collect(name: str, runs: list[Path]) -> None:
         error: _spread([100 * (1 - summary[accuracy]) for summary in summaries])
         for error, accuracy in ERRORS.items()
     }
+    papers = tomllib.loads((HERE / "papers.toml").read_text()).get(name, {})
     result = {
         "format": "tightrope-result/1",
         "name": name,
-        "paper": tomllib.loads((HERE / "papers.toml").read_text()).get(name, {}),
+        "paper": {key: value for key, value in papers.items() if key not in ("notes", "cost")},
         "ours": {
             **ours,
             "unit": "per cent of all test examples",
@@ -60,6 +61,8 @@ def collect(name: str, runs: list[Path]) -> None:
         "seeds": [recipe["seed"] for recipe in recipes],
         "epochs": recipes[0]["training"]["epochs"],
         "seconds": [round(s) for s in seconds],
+        "cost_in_plain_epochs": papers.get("cost"),
+        "notes": papers.get("notes", []),
         "train": f"tightrope train results/{name}/recipe.toml --seed SEED",
         "certify": f"tightrope certify results/{name} --data mnist --eps {eps:g} --verifier ibp --json",
         **{key: environments[0][key] for key in ("commit", "machine", "threads", "torch", "parameters")},
@@ -112,7 +115,7 @@ def page() -> str:
             f"- Commit {result['commit']}; {', '.join(result['dates'])}",
             f"- {result['machine']}, {result['threads']} threads, torch {result['torch']}",
             f"- Paper: {paper.get('source', 'no figure')}",
-            *(f"- {note}" for note in result.get("notes", [])),
+            *(f"- {note}" for note in result["notes"]),
             "",
         ]
     return "\n".join([*lines, "", *notes]).rstrip() + "\n"
