@@ -23,7 +23,7 @@ from tightrope.recipes import (
     parse_recipe,
     read_recipe,
 )
-from tightrope.train import METHODS, Ramp, Steps, Training
+from tightrope.train import METHODS, Course, Ramp, Steps, Training
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [*sorted((ROOT / "recipes").rglob("*.toml")), Path(str(files("tightrope") / "quickstart.toml"))]
@@ -137,7 +137,7 @@ def test_the_options_of_a_method_are_spelled_out():
         "name": "ibp",
         "eps": 0.1,
         "kappa": 0.5,
-        "ramp": Ramp(begin=0.03, finish=0.2).model_dump(),
+        "ramp": Course(begin=0.03, finish=0.2).model_dump(),
     }
 
 

@@ -34,9 +34,9 @@ ON_EACH_NETWORK = pytest.mark.parametrize("kind", list(NETWORKS))
 OTHER_OPTIONS = [
     ("fgsm", {"eps": 0.1, "step": 1.0}),
     ("pgd", {"eps": Ramp(end=0.1, begin=0.1, finish=0.5), "steps": 2, "step": 0.7}),
-    ("ibp", {"eps": 0.1, "kappa": 0.0, "ramp": Ramp(shape="smooth", begin=0.1, finish=0.3)}),
+    ("ibp", {"eps": 0.1, "kappa": 0.0, "ramp": Course(shape="smooth", begin=0.1, finish=0.3)}),
     ("ibp", {"eps": Steps(start=0.1, at=(0.5,)), "kappa": Ramp(start=0.9, end=0.4)}),
-    ("shi-ibp", {"eps": 0.1, "regularise": 0.2, "ramp": Ramp(begin=0.1, finish=0.9)}),
+    ("shi-ibp", {"eps": 0.1, "regularise": 0.2, "ramp": Course(begin=0.1, finish=0.9)}),
 ]
 
 

@@ -23,7 +23,7 @@ from tightrope.graph import Graph
 from tightrope.train import regularisers, terms
 from tightrope.train.batch import Term
 from tightrope.train.initialise import ibp_initialisation
-from tightrope.train.schedules import Course, Number, NumberOrRamp, Ramp, Real, Whole, at, last
+from tightrope.train.schedules import Course, Number, NumberOrRamp, Ramp, Real, Steps, Whole, at, last
 
 P = ParamSpec("P")
 
@@ -127,13 +127,11 @@ def pgd(eps: Number, steps: Whole = 7, step: Real = 0.3) -> Method:
 
 
 @_published
-def ibp(
-    eps: NumberOrRamp, kappa: NumberOrRamp = 0.5, ramp: Course = Course(begin=0.03, finish=0.2)
-) -> Method:
+def ibp(eps: Number, kappa: NumberOrRamp = 0.5, ramp: Course = Course(begin=0.03, finish=0.2)) -> Method:
     """Interval bound propagation (Gowal et al. 2018): `kappa CE(f(x)) + (1 - kappa) CE(-m_IBP)`.
 
     Args:
-        eps: radius at the end of the ramp, in pixel units; or a ramp, whose course then counts.
+        eps: radius at the end of the ramp, in pixel units; or a schedule (a ramp sets the course too).
         kappa: weight of the natural loss at the end of the ramp (1 at its beginning), or a schedule.
         ramp: when eps and kappa move; the default is the MNIST schedule, epochs 3 to 20 of 100.
     """
@@ -146,7 +144,7 @@ def ibp(
 
 @_published
 def shi_ibp(
-    eps: NumberOrRamp,
+    eps: Number,
     regularise: Real = 0.5,
     ramp: Course = Course(shape="smooth", begin=1 / 70, finish=21 / 70),
 ) -> Method:
@@ -156,7 +154,7 @@ def shi_ibp(
     each layer (the models named `...-bn`).
 
     Args:
-        eps: radius at the end of the ramp, in pixel units; or a ramp, whose course then counts.
+        eps: radius at the end of the ramp, in pixel units; or a schedule (a ramp sets the course too).
         regularise: weight lambda of the regularisers at the start; it falls to 0 as eps rises.
         ramp: when eps rises; the default is epochs 1 to 21 of 70.
     """
@@ -171,9 +169,11 @@ def shi_ibp(
     return Method("shi-ibp", eps, losses, initialise=ibp_initialisation)
 
 
-def _on(ramp: Course, eps: float | Ramp) -> tuple[Ramp, Course]:
+def _on(ramp: Course, eps: float | Ramp | Steps) -> tuple[Ramp | Steps, Course]:
     """The schedule of eps, and the course that everything else in the method follows."""
-    return (eps, eps.course()) if isinstance(eps, Ramp) else (ramp.between(0.0, eps), ramp)
+    if isinstance(eps, Ramp):
+        return eps, eps.course()
+    return (eps if isinstance(eps, Steps) else ramp.between(0.0, eps)), ramp
 
 
 def _rest(kappa: float | Ramp) -> float | Ramp:

@@ -85,8 +85,8 @@ class Course(_Timed):
     """
 
     def between(self, start: float, end: float) -> Ramp:
-        """The ramp of this course between two values."""
-        return Ramp(shape=self.shape, begin=self.begin, finish=self.finish, start=start, end=end)
+        """The ramp of this course between two values, which the caller checks."""
+        return Ramp.model_construct(**self.model_dump(), start=start, end=end)
 
 
 class Steps(_Options):
