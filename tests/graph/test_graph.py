@@ -323,7 +323,7 @@ class TestMerge:
         expected = (rows @ values[-1].unsqueeze(2)).squeeze(2)
         assert close((pulled.flatten(2) @ values[i].flatten(1).unsqueeze(2)).squeeze(2) + offset, expected)
 
-    def test_it_stops_at_a_value_that_something_else_reads(self):
+    def test_it_stops_where_two_values_are_added(self):
         class Skip(nn.Module):
             def __init__(self) -> None:
                 super().__init__()

@@ -319,8 +319,6 @@ def _pool(m: nn.Module, _call: _Call) -> ops.Operator:
 
 
 def _max_pool(m: nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d, _call: _Call) -> ops.Operator:
-    if m.return_indices:
-        raise _Unsupported("return_indices is not supported")
     return ops.MaxPool(m)
 
 
