@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
+from torch import Tensor, nn
 
 from tightrope.attacks import Pgd
 from tightrope.errors import InputError, SoundnessViolation
@@ -252,7 +252,8 @@ class Judge:
 
 def _structure(graph: Graph) -> str:
     """A hash of a network without its weights: its operators, their settings, and how they connect."""
-    plain = (bool, int, float, str, tuple, type(None))
+    # A module says its settings: BatchNorm its eps, a pooling layer its window.
+    plain = (bool, int, float, str, tuple, type(None), nn.Module)
     parts = [
         f"{type(node.op).__name__} {[v for v in vars(node.op).values() if isinstance(v, plain)]} "
         f"{node.inputs} {tuple(node.shape)}"
