@@ -663,11 +663,11 @@ def test_a_killed_certify_resumes_to_the_same_verdicts(here):
 
 
 def test_a_proof_of_what_an_attack_refuted_has_its_own_exit_status(here, monkeypatch):
-    from tightrope.bounds import Bounds, Interval
+    from tightrope.bounds import Bounds, Interval, Problem
 
-    def liar(graph: Any, x: Any, region: Any, spec: Any) -> Bounds:
-        honest = Interval()(graph, x, region, spec)
-        return Bounds(honest.lower + 1e3, honest.upper + 1e3, "sound", honest.boxes)
+    def liar(problem: Problem) -> Bounds:
+        honest = Interval()(problem)
+        return Bounds(honest.lower + 1e3, honest.upper + 1e3, honest.boxes)
 
     monkeypatch.setitem(VERIFIERS, "liar", (BoundStage("liar", liar, cheap=True),))
     outcome = tightrope("certify", "run", "--verifier", "liar")

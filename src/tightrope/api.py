@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Engine, Interval
+from tightrope.bounds import Bounds, Engine, Interval, Problem
 from tightrope.data import Augment, Source, as_source, hold_out
 from tightrope.errors import InputError, RecipeError
 from tightrope.files import check_line, read_lines, to_json, write_atomically
@@ -79,7 +79,7 @@ def bounds(
     """
     _check_inputs(model, x, region)
     graph = trace(model, x.shape[1:])
-    return (engine or Interval())(graph, x, region, Spec.logits(len(x), graph.classes, x))
+    return (engine or Interval())(Problem(graph, x, region, Spec.logits(len(x), graph.classes, x)))
 
 
 def margins(
@@ -107,7 +107,7 @@ def margins(
             f"labels must be {len(x)} class numbers, one per input, got {y.dtype} of shape {tuple(y.shape)}"
         )
     graph = trace(model, x.shape[1:])
-    return (engine or Interval())(graph, x, region, Spec.margins(y, graph.classes, x)).lower
+    return (engine or Interval())(Problem(graph, x, region, Spec.margins(y, graph.classes, x))).lower
 
 
 def _check_inputs(model: nn.Module, x: Tensor, region: Region) -> None:

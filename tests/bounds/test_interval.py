@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Engine, Interval
+from tightrope.bounds import Bounds, Engine, Interval, Problem
 from tightrope.graph import Graph, trace
 from tightrope.region import Box, L1Ball, L2Ball, Region
 from tightrope.spec import Spec
@@ -195,7 +195,7 @@ class TestSoundness:
     @given(cases(Box))
     def test_no_corner_and_no_point_of_a_box_leaves_the_bounds(self, case):
         graph, x, region, spec = case.build()
-        bounds = ENGINE(graph, x, region, spec)
+        bounds = ENGINE(Problem(graph, x, region, spec))
         assert bounds.guarantee == "sound"
         assert_holds(bounds, value(graph, corners(x, region), spec))
         assert_holds(bounds, value(graph, between(x, region, 10), spec))
@@ -204,7 +204,7 @@ class TestSoundness:
     @given(cases(L2Ball, L1Ball))
     def test_no_point_of_a_ball_leaves_the_bounds(self, case):
         graph, x, region, spec = case.build()
-        bounds = ENGINE(graph, x, region, spec)
+        bounds = ENGINE(Problem(graph, x, region, spec))
         assert_holds(bounds, value(graph, surface(x, region), spec))
         assert_holds(bounds, value(graph, between(x, region, 10), spec))
 
@@ -213,7 +213,7 @@ class TestSoundness:
     def test_no_attack_on_a_single_bound_succeeds(self, case):
         """Attacking class 0 of the logits (<row, f>, 0) lowers the row's value; with -row it raises it."""
         graph, x, region, spec = case.build()
-        bounds = ENGINE(graph, x, region, spec)
+        bounds = ENGINE(Problem(graph, x, region, spec))
         head = nn.Linear(CLASSES, 2, bias=False).double().requires_grad_(False)
         nn.init.zeros_(head.weight)
         target = trace(nn.Sequential(graph.module, head), graph.input_shape)
@@ -236,7 +236,7 @@ class TestSoundness:
     @given(cases(*REGIONS))
     def test_the_boxes_hold_what_enters_each_activation(self, case):
         graph, x, region, spec = case.build()
-        boxes = ENGINE(graph, x, region, spec).boxes
+        boxes = ENGINE(Problem(graph, x, region, spec)).boxes
         last = graph.merge(spec)[0]
         assert list(boxes) == [i for i, _ in graph.activations() if i <= last]
         for point in between(x, region, 10):
@@ -254,7 +254,7 @@ class TestTightness:
     @given(cases(*REGIONS))
     def test_with_a_radius_of_zero_the_bounds_are_the_value(self, case):
         graph, x, region, spec = case.build()
-        bounds = ENGINE(graph, x, region.with_eps(0.0), spec)
+        bounds = ENGINE(Problem(graph, x, region.with_eps(0.0), spec))
         expected = value(graph, x, spec)
         tolerance = 1e-12 * max(1.0, float(expected.abs().max()))
         assert torch.allclose(bounds.lower, expected, atol=tolerance, rtol=0)
@@ -265,8 +265,8 @@ class TestTightness:
     def test_a_larger_region_has_looser_bounds(self, case):
         graph, x, region, spec = case.build()
         inner, outer = (
-            ENGINE(graph, x, region, spec),
-            ENGINE(graph, x, region.with_eps(region.eps * 1.5 + 0.01), spec),
+            ENGINE(Problem(graph, x, region, spec)),
+            ENGINE(Problem(graph, x, region.with_eps(region.eps * 1.5 + 0.01), spec)),
         )
         assert bool((outer.lower <= inner.lower + SLACK).all())
         assert bool((inner.upper <= outer.upper + SLACK).all())
@@ -276,8 +276,8 @@ class TestTightness:
     def test_merging_the_last_layer_is_never_looser_than_bounding_logits_and_subtracting(self, case):
         graph, x, region, spec = case.build()
         merged, logits = (
-            ENGINE(graph, x, region, spec),
-            ENGINE(graph, x, region, Spec.logits(len(x), CLASSES, x)),
+            ENGINE(Problem(graph, x, region, spec)),
+            ENGINE(Problem(graph, x, region, Spec.logits(len(x), CLASSES, x))),
         )
         lower, upper = logits.lower.unsqueeze(2), logits.upper.unsqueeze(2)
         positive, negative = spec.rows.clamp(min=0), spec.rows.clamp(max=0)
@@ -289,7 +289,7 @@ class TestTightness:
         for parameter in net.parameters():
             nn.init.ones_(parameter)
         x, y = torch.tensor([[0.5]], dtype=torch.float64), torch.tensor([0])
-        bounds = ENGINE(trace(net, (1,)), x, Box(0.3), Spec.margins(y, 2, x))
+        bounds = ENGINE(Problem(trace(net, (1,)), x, Box(0.3), Spec.margins(y, 2, x)))
         assert torch.allclose(bounds.lower, torch.zeros(1, 2, dtype=torch.float64), atol=1e-15)
 
     @pytest.mark.parametrize("kind", REGIONS)
@@ -306,7 +306,7 @@ class TestTightness:
         W = torch.func.jacrev(lambda z: net(z.unsqueeze(0))[0])(x[0])
         reach = eps[:, None] * torch.linalg.vector_norm(rows @ W, DUAL[kind], dim=2)
         graph = trace(net, (6,))
-        bounds = ENGINE(graph, x, kind(eps, domain=None), Spec(rows))
+        bounds = ENGINE(Problem(graph, x, kind(eps, domain=None), Spec(rows)))
         assert torch.allclose(bounds.lower, value(graph, x, Spec(rows)) - reach, atol=1e-12, rtol=0)
         assert torch.allclose(bounds.upper, value(graph, x, Spec(rows)) + reach, atol=1e-12, rtol=0)
 
@@ -317,7 +317,7 @@ class TestTightness:
         )
         x = torch.tensor([0.0, 1.0, 0.1, 0.9, 0.5, 0.0, 1.0, 0.3], dtype=torch.float64).view(1, 1, 2, 4)
         spec = Spec(numbers(1, 5, CLASSES))
-        bounds = ENGINE(graph, x, Box(0.2), spec)
+        bounds = ENGINE(Problem(graph, x, Box(0.2), spec))
         found = value(graph, corners(x, Box(0.2)), spec)
         assert torch.allclose(bounds.lower, found.amin(0), atol=1e-12, rtol=0)
         assert torch.allclose(bounds.upper, found.amax(0), atol=1e-12, rtol=0)
@@ -330,7 +330,7 @@ class TestTightness:
             net[2].weight.copy_(torch.tensor([[1.0, -2.0]]))
             net[2].bias.fill_(0.5)
         x = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
-        bounds = ENGINE(trace(net, (2,)), x, Box(0.1), Spec.logits(1, 1, x))
+        bounds = ENGINE(Problem(trace(net, (2,)), x, Box(0.1), Spec.logits(1, 1, x)))
         assert bounds.lower.item() == pytest.approx(0 - 2.4 + 0.5)
         assert bounds.upper.item() == pytest.approx(0.2 - 1.6 + 0.5)
         lower, upper = bounds.boxes[2]
@@ -367,7 +367,7 @@ class TestGradients:
         _, graph, x, eps, spec = self.setup()
 
         def bound(x: Tensor, eps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            bounds = ENGINE(graph, x, Box(eps), Spec(rows))
+            bounds = ENGINE(Problem(graph, x, Box(eps), Spec(rows)))
             return bounds.lower, bounds.upper
 
         assert torch.autograd.gradcheck(
@@ -378,7 +378,7 @@ class TestGradients:
         net, graph, x, eps, spec = self.setup()
 
         def bound(*_parameters: Tensor) -> tuple[Tensor, Tensor]:
-            bounds = ENGINE(graph, x, Box(eps), spec)
+            bounds = ENGINE(Problem(graph, x, Box(eps), spec))
             return bounds.lower, bounds.upper
 
         assert torch.autograd.gradcheck(bound, tuple(net.parameters()))
@@ -388,7 +388,7 @@ class TestGradients:
         net.train()
 
         def bound(x: Tensor, *_parameters: Tensor) -> tuple[Tensor, Tensor]:
-            bounds = ENGINE(graph.run(x)[1], x, Box(eps), spec)
+            bounds = ENGINE(Problem(graph.run(x)[1], x, Box(eps), spec))
             return bounds.lower, bounds.upper
 
         assert torch.autograd.gradcheck(bound, (x.requires_grad_(), *net.parameters()))
@@ -399,13 +399,15 @@ class TestGradients:
         graph, spec, x = trace(net, (4,)), Spec(numbers(2, 2, CLASSES)), numbers(2, 4)
         eps = torch.tensor([0.1, 0.2], dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(
-            lambda eps, *_parameters: ENGINE(graph, x, kind(eps, domain=None), spec).lower,
+            lambda eps, *_parameters: ENGINE(Problem(graph, x, kind(eps, domain=None), spec)).lower,
             (eps, *net.parameters()),
         )
 
     def test_a_margin_of_a_class_over_itself_has_a_finite_gradient(self):
         net, graph, x, eps, _ = self.setup()
-        ENGINE(graph, x, Box(eps), Spec.margins(torch.tensor([0, 1]), CLASSES, x)).lower.sum().backward()
+        ENGINE(
+            Problem(graph, x, Box(eps), Spec.margins(torch.tensor([0, 1]), CLASSES, x))
+        ).lower.sum().backward()
         assert all(bool(torch.isfinite(p.grad).all()) for p in net.parameters())
 
 
@@ -417,10 +419,10 @@ class TestUse:
     @given(cases(*REGIONS))
     def test_every_example_is_bounded_for_itself(self, case):
         graph, x, region, spec = case.build()
-        together = ENGINE(graph, x, region, spec)
+        together = ENGINE(Problem(graph, x, region, spec))
         for i in range(len(x)):
             eps = region.eps[i : i + 1] if isinstance(region.eps, Tensor) else region.eps
-            alone = ENGINE(graph, x[i : i + 1], region.with_eps(eps), Spec(spec.rows[i : i + 1]))
+            alone = ENGINE(Problem(graph, x[i : i + 1], region.with_eps(eps), Spec(spec.rows[i : i + 1])))
             assert torch.allclose(alone.lower[0], together.lower[i], atol=SLACK, rtol=0)
             assert torch.allclose(alone.upper[0], together.upper[i], atol=SLACK, rtol=0)
 
@@ -428,16 +430,18 @@ class TestUse:
     @pytest.mark.parametrize("kind", REGIONS)
     def test_a_batch_may_be_empty(self, kind, net):
         graph, x = trace(net.double().eval(), (1, 2, 2)), numbers(0, 1, 2, 2)
-        bounds = ENGINE(graph, x, kind(0.1), Spec.logits(0, CLASSES, x))
+        bounds = ENGINE(Problem(graph, x, kind(0.1), Spec.logits(0, CLASSES, x)))
         assert bounds.lower.shape == bounds.upper.shape == (0, CLASSES)
 
     @settings(max_examples=40)
     @given(cases(*REGIONS))
     def test_single_precision_agrees_up_to_rounding(self, case):
         graph, x, region, spec = case.build()
-        exact = ENGINE(graph, x, region, spec)
+        exact = ENGINE(Problem(graph, x, region, spec))
         single = ENGINE(
-            trace(graph.module.float(), graph.input_shape), x.float(), region, Spec(spec.rows.float())
+            Problem(
+                trace(graph.module.float(), graph.input_shape), x.float(), region, Spec(spec.rows.float())
+            )
         )
         tolerance = 1e-4 * max(1.0, float(exact.lower.abs().max()), float(exact.upper.abs().max()))
         assert torch.allclose(single.lower.double(), exact.lower, atol=tolerance, rtol=0)

@@ -11,7 +11,7 @@ from scipy.optimize import Bounds as Limits
 from scipy.optimize import LinearConstraint, milp
 from torch import nn
 
-from tightrope.bounds import Interval
+from tightrope.bounds import Interval, Problem
 from tightrope.bounds.linear import Linear, _tighten, crown, crown_ibp, fast_lin, relax_all
 from tightrope.graph import trace
 from tightrope.region import REGIONS, Box
@@ -92,7 +92,7 @@ def test_no_point_of_the_region_leaves_the_bounds(engine, name, norm):
     x, y = problem()
     for seed, eps in ((0, 0.02), (1, 0.3), (2, 1.0)):
         graph, region, spec = network(name, seed), REGIONS[norm](eps), Spec.margins(y, 4, x)
-        bounds = engine(graph, x, region, spec)
+        bounds = engine(Problem(graph, x, region, spec))
         assert bounds.guarantee == "sound"
         generator = torch.Generator().manual_seed(seed)
         points = [region.sample(x, generator) for _ in range(100)]
@@ -111,7 +111,7 @@ def test_no_point_of_the_region_leaves_the_bounds(engine, name, norm):
 def test_at_eps_0_the_bounds_are_the_output(engine, name):
     (x, y), graph = problem(), network(name)
     spec = Spec.margins(y, 4, x)
-    bounds = engine(graph, x, Box(0.0), spec)
+    bounds = engine(Problem(graph, x, Box(0.0), spec))
     margins = (spec.rows @ graph.run(x)[0].unsqueeze(2)).squeeze(2)
     torch.testing.assert_close(bounds.lower, margins, atol=1e-12, rtol=0)
     torch.testing.assert_close(bounds.upper, margins, atol=1e-12, rtol=0)
@@ -121,10 +121,10 @@ def test_at_eps_0_the_bounds_are_the_output(engine, name):
 def test_each_example_is_bounded_as_if_it_were_alone_and_with_its_own_eps(engine):
     (x, y), graph = problem(), network("conv")
     eps = torch.tensor([0.0, 0.1, 0.3], dtype=torch.float64)
-    together = engine(graph, x, Box(eps), Spec.margins(y, 4, x))
+    together = engine(Problem(graph, x, Box(eps), Spec.margins(y, 4, x)))
     for i in range(len(x)):
         one = slice(i, i + 1)
-        alone = engine(graph, x[one], Box(float(eps[i])), Spec.margins(y[one], 4, x))
+        alone = engine(Problem(graph, x[one], Box(float(eps[i])), Spec.margins(y[one], 4, x)))
         torch.testing.assert_close(together.lower[one], alone.lower, atol=1e-12, rtol=0)
         torch.testing.assert_close(together.upper[one], alone.upper, atol=1e-12, rtol=0)
 
@@ -132,15 +132,15 @@ def test_each_example_is_bounded_as_if_it_were_alone_and_with_its_own_eps(engine
 def test_the_lower_side_alone_is_the_same_lower_side():
     (x, y), graph = problem(), network("residual")
     spec = Spec.margins(y, 4, x)
-    both = crown()(graph, x, Box(0.2), spec)
-    lower = Linear("adaptive", "linear", sides="lower")(graph, x, Box(0.2), spec)
+    both = crown()(Problem(graph, x, Box(0.2), spec))
+    lower = Linear("adaptive", "linear", sides="lower")(Problem(graph, x, Box(0.2), spec))
     torch.testing.assert_close(both.lower, lower.lower, atol=1e-12, rtol=0)
     assert (lower.upper >= both.lower).all()
 
 
 def test_chunks_of_neurons_change_nothing():
     (x, _), graph = problem(), network("dense")
-    boxes = Interval()(graph, x, Box(0.3), Spec.logits(3, 4, x)).boxes
+    boxes = Interval()(Problem(graph, x, Box(0.3), Spec.logits(3, 4, x))).boxes
     relaxations = relax_all(graph, boxes, "adaptive")
     last = max(boxes)
     (source,) = graph.nodes[last].inputs
@@ -154,7 +154,8 @@ def test_chunks_of_neurons_change_nothing():
 def test_own_boxes_are_never_looser_than_intervals_and_hold_the_pre_activations(engine):
     (x, y), graph, region = problem(), network("residual"), Box(0.2)
     spec = Spec.margins(y, 4, x)
-    loose, tight = Interval()(graph, x, region, spec).boxes, engine(graph, x, region, spec).boxes
+    asked = Problem(graph, x, region, spec)
+    loose, tight = asked.bounds(Interval()).boxes, asked.bounds(engine).boxes
     assert loose.keys() == tight.keys()
     for i, (lower, upper) in tight.items():
         assert (lower >= loose[i][0] - 1e-12).all()
@@ -166,7 +167,7 @@ def test_fast_lin_is_the_formula_of_wong_and_kolter():
     graph = network("dense", seed=3)
     x, y = problem(batch=1)
     eps, spec = 0.1, Spec.margins(y, 4, x)
-    bounds = fast_lin()(graph, x, Box(eps, domain=None), spec)
+    bounds = fast_lin()(Problem(graph, x, Box(eps, domain=None), spec))
     layers = [m for m in graph.module if isinstance(m, nn.Linear)]
     weights = [(m.weight.detach().numpy(), m.bias.detach().numpy()) for m in layers]
     boxes = [(low[0].numpy(), up[0].numpy()) for low, up in (bounds.boxes[i] for i in sorted(bounds.boxes))]
@@ -240,7 +241,7 @@ def test_linear_bounds_are_below_the_triangle_lp_which_is_below_the_milp(seed):
     x, y = problem(seed, batch=1)
     spec = Spec.margins(y, 4, x)
     for engine in ENGINES.values():
-        bounds = engine(graph, x, Box(0.2), spec)
+        bounds = engine(Problem(graph, x, Box(0.2), spec))
         boxes = {i: (low[0].detach(), up[0].detach()) for i, (low, up) in bounds.boxes.items()}
         for t in range(1, 4):
             row = spec.rows[0, t].numpy()
@@ -256,6 +257,7 @@ def test_gradients_are_those_of_finite_differences(name):
     x, y = problem(batch=2)
 
     def lower(x):
-        return Linear("parallel", "interval", sides="lower")(graph, x, Box(0.1), Spec.margins(y, 4, x)).lower
+        asked = Problem(graph, x, Box(0.1), Spec.margins(y, 4, x))
+        return asked.bounds(Linear("parallel", "interval", sides="lower")).lower
 
     assert torch.autograd.gradcheck(lower, x.clamp(0.2, 0.8).requires_grad_())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from tightrope.bounds import Bounds, Interval
+from tightrope.bounds import Bounds, Interval, Problem
 from tightrope.errors import InputError
 from tightrope.graph import Graph, ops, recast, trace
 from tightrope.region import Box
@@ -100,7 +100,7 @@ def x_and_y() -> tuple[Tensor, Tensor]:
 
 
 def bound(graph: Graph, x: Tensor, y: Tensor, eps: float = 0.0) -> Bounds:
-    return Interval()(graph, x, Box(eps), Spec.margins(y, graph.classes, x))
+    return Interval()(Problem(graph, x, Box(eps), Spec.margins(y, graph.classes, x)))
 
 
 def margins(logits: Tensor, y: Tensor) -> Tensor:

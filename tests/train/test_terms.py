@@ -133,5 +133,5 @@ def test_terms_share_their_passes(batch):
     b = batch(small_network(9, norm=False), eps=0.1, x=x, y=y)
     engine, attack = Interval(), one_step()
     assert b.logits is b.logits
-    assert b.bounds(engine) is b.bounds(Interval())
+    assert b.problem.bounds(engine) is b.problem.bounds(Interval())
     assert b.attacked(attack) is b.attacked(one_step())

@@ -10,7 +10,7 @@ from filelock import FileLock
 from torch import nn
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Interval
+from tightrope.bounds import Estimate, Interval
 from tightrope.data import Split, as_source
 from tightrope.errors import IdentityError, InputError, SoundnessViolation, TightropeError
 from tightrope.files import append_lines, load_tensors
@@ -83,9 +83,9 @@ class TestVerdicts:
     def test_a_stage_sees_only_what_the_stages_before_it_left_open(self, graph, examples, monkeypatch):
         seen = []
 
-        def second(graph, x, region, spec):
-            seen.append(x.tolist())
-            return Interval()(graph, x, region, spec)
+        def second(problem):
+            seen.append(problem.x.tolist())
+            return Interval()(problem)
 
         stages = (BoundStage("first", Interval()), BoundStage("second", second))
         monkeypatch.setitem(VERIFIERS, "test", stages)
@@ -94,16 +94,17 @@ class TestVerdicts:
         assert [row for rows in seen for row in rows] == [pytest.approx([0.62, 0.38, 1.0])]
 
     def test_bounds_that_are_nan_prove_nothing(self, graph, examples, verifier):
-        def broken(graph, x, region, spec):
-            bounds = Interval()(graph, x, region, spec)
+        def broken(problem):
+            bounds = Interval()(problem)
             return replace(bounds, lower=bounds.lower * torch.nan)
 
         result = certify(graph, examples, Box(0.1), verifier=verifier(broken), attack=ATTACK)
         assert "robust" not in statuses(result)
 
     def test_an_engine_that_only_estimates_cannot_certify(self, graph, examples, verifier):
-        def estimate(graph, x, region, spec):
-            return replace(Interval()(graph, x, region, spec), guarantee="estimate")
+        def estimate(problem):
+            bounds = Interval()(problem)
+            return Estimate(bounds.lower, bounds.upper, bounds.boxes)
 
         with pytest.raises(TightropeError, match="estimates"):
             certify(graph, examples, Box(0.1), verifier=verifier(estimate))
@@ -209,10 +210,10 @@ class TestNetwork:
     def test_proofs_are_made_in_float64(self, graph, examples, verifier):
         seen = set()
 
-        def spy(graph, x, region, spec):
-            bounds = Interval()(graph, x, region, spec)
-            weights = {parameter.dtype for parameter in graph.module.parameters()}
-            seen.update(weights, {x.dtype, spec.rows.dtype, bounds.lower.dtype})
+        def spy(problem):
+            bounds = Interval()(problem)
+            weights = {parameter.dtype for parameter in problem.graph.module.parameters()}
+            seen.update(weights, {problem.x.dtype, problem.spec.rows.dtype, bounds.lower.dtype})
             return bounds
 
         certify(graph, examples, Box(0.1), verifier=verifier(spy))
@@ -223,8 +224,8 @@ class TestSoundnessViolation:
     """An example that is certified and attacked at once stops everything."""
 
     @staticmethod
-    def optimist(graph, x, region, spec):
-        bounds = Interval()(graph, x, region, spec)
+    def optimist(problem):
+        bounds = Interval()(problem)
         return replace(bounds, lower=bounds.lower + 1.0, upper=bounds.upper + 1.0)
 
     def test_it_is_raised_and_the_example_saved_beside_the_file(self, graph, examples, verifier, tmp_path):

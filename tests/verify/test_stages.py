@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds
+from tightrope.bounds import Bounds, Estimate
 from tightrope.errors import InputError, TightropeError
 from tightrope.graph import recast, trace
 from tightrope.region import Box, L1Ball, L2Ball
@@ -23,12 +23,13 @@ class Says:
 
     lower: float
     upper: float = 1.0
-    guarantee: str = "sound"
+    result: type[Estimate] = Bounds
 
-    def __call__(self, graph, x, region, spec):
+    def __call__(self, problem):
+        x = problem.x
         lower = torch.tensor([[0.0, self.lower]], dtype=x.dtype).expand(len(x), -1)
         upper = torch.tensor([[0.0, self.upper]], dtype=x.dtype).expand(len(x), -1)
-        return Bounds(lower, upper, self.guarantee, boxes={})
+        return self.result(lower, upper, boxes={})
 
 
 def prove(engine):
@@ -64,7 +65,7 @@ class TestProof:
 
     def test_estimates_are_refused_however_good(self):
         with pytest.raises(TightropeError, match="test yields estimates, which prove nothing"):
-            prove(Says(0.5, guarantee="estimate"))
+            prove(Says(0.5, result=Estimate))
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -1,17 +1,21 @@
 """Engines: sound bounds of a network over a region."""
 
-from tightrope.bounds.base import Bounds, Engine, Guarantee
-from tightrope.bounds.compose import Intersect
+from tightrope.bounds.base import Bounds, Engine, Estimate, Estimator, Guarantee, Problem
+from tightrope.bounds.compose import Intersect, Mix
 from tightrope.bounds.interval import Interval
 from tightrope.bounds.linear import Linear, crown, crown_ibp, fast_lin
 
 __all__ = [
     "Bounds",
     "Engine",
+    "Estimate",
+    "Estimator",
     "Guarantee",
     "Intersect",
     "Interval",
     "Linear",
+    "Mix",
+    "Problem",
     "crown",
     "crown_ibp",
     "fast_lin",

@@ -1,9 +1,9 @@
-"""What an engine yields, and what an engine is."""
+"""What is asked of an engine, what it yields, and what an engine is."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol, overload, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,28 +14,85 @@ from tightrope.spec import Spec
 
 Guarantee = Literal["sound", "estimate"]
 
+Boxes = dict[int, tuple[Tensor, Tensor]]
+"""By node number of each activation, the lower and upper bound of what enters it."""
+
 
 @dataclass(frozen=True)
-class Bounds:
-    """Bounds of `C f(x')` over a region.
+class Estimate:
+    """Guessed bounds of `C f(x')` over a region: good enough to train on, never to prove anything.
 
     Args:
         lower: lower bound of every row of the specification.
         upper: upper bound.
-        guarantee: "sound" if the bounds hold up to rounding, "estimate" if they may not hold.
         boxes: by node number of each activation, the lower and upper bound of what enters it.
     """
 
+    guarantee: ClassVar[Guarantee] = "estimate"
+
     lower: Float[Tensor, "batch rows"]
     upper: Float[Tensor, "batch rows"]
-    guarantee: Guarantee
-    boxes: dict[int, tuple[Tensor, Tensor]]
+    boxes: Boxes
+
+
+@dataclass(frozen=True)
+class Bounds(Estimate):
+    """Bounds of `C f(x')` over a region that hold, up to rounding (docs/soundness.md)."""
+
+    guarantee: ClassVar[Guarantee] = "sound"
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is to be bounded: `C f(x')` for every x' of the region around each example.
+
+    It remembers what engines found, so that engines which build on the same bounds share them.
+
+    Args:
+        graph: the network; BatchNorm at fixed statistics.
+        x: inputs.
+        region: where each input may move.
+        spec: the rows `C`.
+
+    Raises:
+        InputError: if `x` has another shape than the network was traced with.
+    """
+
+    graph: Graph
+    x: Float[Tensor, "batch *shape"]
+    region: Region
+    spec: Spec
+    _found: dict[Estimator, Estimate] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.graph.check(self.x)
+
+    @overload
+    def bounds(self, engine: Engine) -> Bounds: ...
+
+    @overload
+    def bounds(self, engine: Estimator) -> Estimate: ...
+
+    def bounds(self, engine: Estimator) -> Estimate:
+        """The engine's bounds, computed when first asked for."""
+        if engine not in self._found:
+            self._found[engine] = engine(self)
+        return self._found[engine]
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Bounds a specification of a network over a region around each input."""
+    """Bounds a specification of a network over a region around each input. Hashable: equal engines agree."""
 
-    def __call__(self, graph: Graph, x: Float[Tensor, "batch *shape"], region: Region, spec: Spec) -> Bounds:
-        """Bounds of `spec` over `region` around every example of `x`; differentiable."""
+    def __call__(self, problem: Problem) -> Bounds:
+        """Bounds of the problem's specification for every example; differentiable."""
+        ...
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """What training may use in an engine's place: every engine, and what only guesses."""
+
+    def __call__(self, problem: Problem) -> Estimate:
+        """Guessed bounds of the problem's specification for every example; differentiable."""
         ...

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from tightrope.bounds.base import Bounds, Engine
-from tightrope.graph import Graph
-from tightrope.region import Region
-from tightrope.spec import Spec
+from tightrope.bounds.base import Bounds, Engine, Problem
+from tightrope.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -24,12 +20,47 @@ class Intersect:
     first: Engine
     second: Engine
 
-    def __call__(self, graph: Graph, x: Float[Tensor, "batch *shape"], region: Region, spec: Spec) -> Bounds:
-        """See `Engine`; an estimate if one of the two is."""
-        one, two = self.first(graph, x, region, spec), self.second(graph, x, region, spec)
+    def __call__(self, problem: Problem) -> Bounds:
+        """See `Engine`."""
+        one, two = problem.bounds(self.first), problem.bounds(self.second)
         return Bounds(
             torch.maximum(one.lower, two.lower),
             torch.minimum(one.upper, two.upper),
-            guarantee="sound" if one.guarantee == two.guarantee == "sound" else "estimate",
+            boxes=one.boxes,
+        )
+
+
+@dataclass(frozen=True)
+class Mix:
+    """`share` times the first engine's bounds plus the rest of the second's: sound where both are.
+
+    Source: Zhang et al. 2020 (CROWN-IBP), eq. 10: `m = beta m_CROWN-IBP + (1 - beta) m_IBP`. A share
+    of 0 or 1 computes one engine only. The boxes are those of the first engine that is computed.
+
+    Args:
+        first: an engine.
+        second: another one.
+        share: weight of the first, from 0 to 1.
+
+    Raises:
+        InputError: if the share lies outside `[0, 1]`, where the mixture would not be sound.
+    """
+
+    first: Engine
+    second: Engine
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise InputError(f"a mixture of bounds needs a share in [0, 1], got {self.share}")
+
+    def __call__(self, problem: Problem) -> Bounds:
+        """See `Engine`."""
+        if self.share in (0, 1):
+            return problem.bounds(self.first if self.share else self.second)
+        one, two = problem.bounds(self.first), problem.bounds(self.second)
+        return Bounds(
+            torch.lerp(two.lower, one.lower, self.share),
+            torch.lerp(two.upper, one.upper, self.share),
             boxes=one.boxes,
         )

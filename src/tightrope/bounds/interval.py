@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
-
-from tightrope.bounds.base import Bounds
-from tightrope.graph import Graph
+from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.graph.ops import Affine
-from tightrope.region import Region, dot
-from tightrope.spec import Spec
+from tightrope.region import dot
 
 
 @dataclass(frozen=True)
@@ -32,18 +27,17 @@ class Interval:
         [-0.2, 0.4, 0.2, 0.6]
     """
 
-    def __call__(self, graph: Graph, x: Float[Tensor, "batch *shape"], region: Region, spec: Spec) -> Bounds:
+    def __call__(self, problem: Problem) -> Bounds:
         """See `Engine`."""
-        graph.check(x)
-        last, rows, offset = graph.merge(spec)
+        graph, x, region = problem.graph, problem.x, problem.region
+        last, rows, offset = graph.merge(problem.spec)
         if last == 0:  # the whole network is affine: the region bounds it better than its box
             return Bounds(
                 region.minimise(x, rows) + offset,
                 offset - region.minimise(x, -rows),
-                guarantee="sound",
                 boxes={},
             )
-        boxes: dict[int, tuple[Tensor, Tensor]] = {}
+        boxes: Boxes = {}
         lower, upper = region.corners(x)
         values = {0: ((lower + upper) / 2, (upper - lower) / 2)}
         for i, node in enumerate(graph.nodes[1 : last + 1], start=1):
@@ -62,4 +56,4 @@ class Interval:
         centre, radius = (value.flatten(1) for value in values[last])
         rows = rows.flatten(2)
         middle, spread = dot(rows, centre) + offset, dot(rows.abs(), radius)
-        return Bounds(middle - spread, middle + spread, guarantee="sound", boxes=boxes)
+        return Bounds(middle - spread, middle + spread, boxes=boxes)

@@ -9,15 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tightrope.bounds.base import Bounds
+from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.bounds.interval import Interval
 from tightrope.bounds.relax import LowerSlope, Relaxation, relax
 from tightrope.graph import Graph
 from tightrope.graph.ops import Activation, Affine
 from tightrope.region import Region
-from tightrope.spec import Spec
-
-Boxes = dict[int, tuple[Tensor, Tensor]]
 
 LARGEST = 2**25  # coefficients that one backward pass may hold per layer: 256 MB in float64
 
@@ -75,9 +72,10 @@ class Linear:
     inner: Literal["interval", "linear"] = "linear"
     sides: Literal["both", "lower"] = "both"
 
-    def __call__(self, graph: Graph, x: Float[Tensor, "batch *shape"], region: Region, spec: Spec) -> Bounds:
+    def __call__(self, problem: Problem) -> Bounds:
         """See `Engine`."""
-        interval = Interval()(graph, x, region, spec)
+        graph, x, region, spec = problem.graph, problem.x, problem.region, problem.spec
+        interval = problem.bounds(Interval())
         boxes = (
             interval.boxes if self.inner == "interval" else self._own_boxes(graph, x, region, interval.boxes)
         )
@@ -85,9 +83,9 @@ class Linear:
         rows = spec.rows if self.sides == "lower" else torch.cat([spec.rows, -spec.rows], 1)
         bounds = lower_bound(graph, x, region, len(graph.nodes) - 1, rows, relaxations)
         if self.sides == "lower":
-            return Bounds(bounds, interval.upper, guarantee="sound", boxes=boxes)
+            return Bounds(bounds, interval.upper, boxes=boxes)
         lower, negated = bounds.chunk(2, 1)
-        return Bounds(lower, -negated, guarantee="sound", boxes=boxes)
+        return Bounds(lower, -negated, boxes=boxes)
 
     def _own_boxes(
         self, graph: Graph, x: Float[Tensor, "batch *shape"], region: Region, boxes: Boxes

@@ -116,6 +116,11 @@ class Linear(Affine):
 
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+_TRANSPOSED: dict[int, Callable[..., Tensor]] = {
+    3: F.conv_transpose1d,
+    4: F.conv_transpose2d,
+    5: F.conv_transpose3d,
+}
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,29 @@ class Conv(Affine):
 
     def absolute(self, *radii: Tensor) -> Tensor:
         return self._convolve(radii[0], self.weight().abs(), None)
+
+    def transpose(
+        self, rows: Float[Tensor, "batch rows *out"], shapes: Sequence[torch.Size]
+    ) -> tuple[tuple[Tensor, ...], Float[Tensor, "batch rows"]]:
+        if self.pad or isinstance(self.padding, str):  # the derivative of `apply` knows what to add up
+            return super().transpose(rows, shapes)
+        weight = self.weight()
+        size = zip(shapes[0][1:], rows.shape[3:], weight.shape[2:], *self._geometry(), strict=True)
+        missed = [i - (o - 1) * s + 2 * p - d * (k - 1) - 1 for i, o, k, s, p, d in size]
+        pulled = _TRANSPOSED[weight.ndim](
+            rows.flatten(0, 1), weight, None, self.stride, self.padding, missed, self.groups, self.dilation
+        ).unflatten(0, rows.shape[:2])
+        if self.bias is None:
+            return (pulled,), rows.new_zeros(rows.shape[:2])
+        return (pulled,), rows.flatten(3).sum(3) @ self.bias()
+
+    def _geometry(self) -> tuple[tuple[int, ...], ...]:
+        """Stride, padding and dilation, each per dimension."""
+        dimensions = self.weight().ndim - 2
+        return tuple(
+            (value,) * dimensions if isinstance(value, int) else tuple(value)
+            for value in (self.stride, self.padding, self.dilation)
+        )
 
 
 def _channel_mean(z: Float[Tensor, "batch channels *rest"]) -> Float[Tensor, "channels"]:

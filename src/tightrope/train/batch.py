@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Engine
+from tightrope.bounds import Problem
 from tightrope.graph import Graph
 from tightrope.region import Region
 from tightrope.spec import Spec
@@ -45,7 +45,6 @@ class Batch:
     ) -> None:
         self.graph, self.x, self.y, self.region = graph, x, y, region
         self.progress, self._generator = progress, generator
-        self._bounds: dict[Engine, Bounds] = {}
         self._attacked: dict[Pgd, Tensor] = {}
 
     @cached_property
@@ -73,12 +72,11 @@ class Batch:
         """The region, or a very small one while it is a point: a regulariser compares widths."""
         return self.region.with_eps(SMALLEST_EPS) if self.still else self.region
 
-    def bounds(self, engine: Engine) -> Bounds:
-        """Bounds of the margins over the `floored` region."""
-        if engine not in self._bounds:
-            spec = Spec.margins(self.y, self.graph.classes, self.x)
-            self._bounds[engine] = engine(self.fixed, self.x, self.floored, spec)
-        return self._bounds[engine]
+    @cached_property
+    def problem(self) -> Problem:
+        """The margins over the `floored` region, of which every bound is asked once."""
+        spec = Spec.margins(self.y, self.graph.classes, self.x)
+        return Problem(self.fixed, self.x, self.floored, spec)
 
     def attacked(self, attack: Pgd) -> Float[Tensor, "batch *shape"]:
         """The inputs after an attack on the network at its running statistics."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tightrope.bounds import Interval
+from tightrope.bounds import Interval, Problem
 from tightrope.graph import Graph
 from tightrope.graph.ops import LeakyReLU, ReLU
 from tightrope.region import Box
@@ -41,7 +41,7 @@ def evaluate(graph: Graph, held_out: HeldOut, eps: float) -> tuple[dict[str, Any
     layers: dict[int, Tensor] = {}
     for x, y in zip(held_out.x.split(CHUNK), held_out.y.split(CHUNK), strict=True):
         clean += int((frozen.run(x)[0].argmax(1) == y).sum())
-        bounds = engine(frozen, x, region, Spec.margins(y, graph.classes, x))
+        bounds = engine(Problem(frozen, x, region, Spec.margins(y, graph.classes, x)))
         certified += int((smallest_margin(bounds.lower, y) > 0).sum())
         for i, (lower, upper) in bounds.boxes.items():
             if isinstance(graph.nodes[i].op, ReLU | LeakyReLU):

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tightrope.bounds import Engine
+from tightrope.bounds import Estimator
 from tightrope.graph.ops import LeakyReLU, ReLU
 from tightrope.train.batch import Batch, Term
 
 
-def shi_tightness(engine: Engine, tau: float = 0.5) -> Term:
+def shi_tightness(engine: Estimator, tau: float = 0.5) -> Term:
     """Keep the boxes from growing: `L_tight = 1/M sum_i relu(tau - r_0 / r_i) / tau`.
 
     `r_0` is the mean half-width of the input box, `r_i` that of layer i's pre-activations.
@@ -30,7 +30,7 @@ def shi_tightness(engine: Engine, tau: float = 0.5) -> Term:
     return term
 
 
-def shi_relu(engine: Engine, tau: float = 0.5) -> Term:
+def shi_relu(engine: Estimator, tau: float = 0.5) -> Term:
     """Keep active and inactive neurons in balance, in their mean and in their variance.
 
     `c` is the centre of a pre-activation's box. `a = sum c [l > 0] / -sum c [u < 0]` and
@@ -53,9 +53,9 @@ def shi_relu(engine: Engine, tau: float = 0.5) -> Term:
     return term
 
 
-def _relu_boxes(batch: Batch, engine: Engine) -> list[tuple[Tensor, Tensor]]:
+def _relu_boxes(batch: Batch, engine: Estimator) -> list[tuple[Tensor, Tensor]]:
     """The boxes of the pre-activations of every layer of ReLUs."""
-    boxes = batch.bounds(engine).boxes
+    boxes = batch.problem.bounds(engine).boxes
     return [box for i, box in boxes.items() if isinstance(batch.graph.nodes[i].op, ReLU | LeakyReLU)]
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Engine
+from tightrope.bounds import Estimator
 from tightrope.train.batch import Batch, Term
 
 
@@ -27,7 +27,7 @@ def adversarial(attack: Pgd) -> Term:
     return term
 
 
-def robust(engine: Engine) -> Term:
+def robust(engine: Estimator) -> Term:
     """`CE(-m_low, y)` with lower bounds of the margins: never below the worst `CE(f(x'), y)`.
 
     Source: Wong and Kolter 2018; certified_training_chapter.txt, eq. 14.4.
@@ -36,6 +36,6 @@ def robust(engine: Engine) -> Term:
     def term(batch: Batch) -> Float[Tensor, "batch"]:
         if batch.still:
             return natural(batch)
-        return F.cross_entropy(-batch.bounds(engine).lower, batch.y, reduction="none")
+        return F.cross_entropy(-batch.problem.bounds(engine).lower, batch.y, reduction="none")
 
     return term

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Engine, Intersect, Interval, Linear
+from tightrope.bounds import Bounds, Engine, Intersect, Interval, Linear, Problem
 from tightrope.errors import InputError, TightropeError
 from tightrope.graph import Graph
 from tightrope.region import Region
@@ -45,10 +45,10 @@ class BoundStage:
         """Which examples are proved, and the smallest lower bound of each example's margins.
 
         Raises:
-            TightropeError: if the engine only estimates.
+            TightropeError: if what stands in the engine's place only estimates.
         """
-        bounds = self.engine(graph, x, region, Spec.margins(y, graph.classes, x))
-        if bounds.guarantee != "sound":
+        bounds = self.engine(Problem(graph, x, region, Spec.margins(y, graph.classes, x)))
+        if not isinstance(bounds, Bounds):
             raise TightropeError(f"{self.name} yields estimates, which prove nothing; use a sound verifier")
         margin = _finite(smallest_margin(bounds.lower, y))
         size = torch.maximum(bounds.lower.abs(), bounds.upper.abs()).amax(1)
