@@ -358,3 +358,17 @@ class TestSteepest:
         step = kind(eps).steepest(x, gradient)
         assert step.shape == x.shape
         assert torch.allclose(distance(kind(eps), x, x + step), eps)
+
+
+@pytest.mark.parametrize("kind", REGIONS.values(), ids=REGIONS)
+@pytest.mark.parametrize("eps", [0.0, 0.3, torch.tensor([0.1, 0.0, 0.5], dtype=torch.float64)])
+def test_the_minimiser_attains_the_minimum_of_every_row(kind, eps):
+    torch.manual_seed(0)
+    x = torch.rand(3, 2, 2, dtype=torch.float64)
+    rows = torch.randn(3, 5, 2, 2, dtype=torch.float64)
+    region = kind(eps)
+    points = region.minimiser(x, rows)
+    torch.testing.assert_close((rows * points).flatten(2).sum(2), region.minimise(x, rows))
+    unbounded = kind(eps, domain=None)
+    for point in unbounded.minimiser(x, rows).unbind(1):
+        assert float(unbounded.contains(x, point).max()) < 1e-12

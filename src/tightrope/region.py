@@ -86,6 +86,12 @@ class Region(ABC):
         """A lower bound of `min <row, x'>` over the region, exact where the class says so."""
 
     @abstractmethod
+    def minimiser(
+        self, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"]
+    ) -> Float[Tensor, "batch rows *shape"]:
+        """Where `<row, x'>` takes the value that `minimise` yields, for each row."""
+
+    @abstractmethod
     def project(
         self, x: Float[Tensor, "batch *shape"], point: Float[Tensor, "batch *shape"]
     ) -> Float[Tensor, "batch *shape"]:
@@ -117,6 +123,13 @@ class Box(Region):
         centre, radius = (lower + upper) / 2, (upper - lower) / 2
         flat = rows.flatten(2)
         return dot(flat, centre.flatten(1)) - dot(flat.abs(), radius.flatten(1))
+
+    def minimiser(
+        self, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"]
+    ) -> Float[Tensor, "batch rows *shape"]:
+        lower, upper = self.corners(x)
+        centre, radius = (lower + upper) / 2, (upper - lower) / 2
+        return centre.unsqueeze(1) - rows.sign() * radius.unsqueeze(1)
 
     def project(
         self, x: Float[Tensor, "batch *shape"], point: Float[Tensor, "batch *shape"]
@@ -150,6 +163,15 @@ class _Ball(Region):
         centre, flat = x.flatten(1), rows.flatten(2)
         longest: Tensor = torch.linalg.vector_norm(flat, self.dual, dim=2)
         return dot(flat, centre) - self.radius(centre) * longest
+
+    def minimiser(
+        self, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"]
+    ) -> Float[Tensor, "batch rows *shape"]:
+        count = rows.shape[1]
+        eps = self.eps.repeat_interleave(count) if isinstance(self.eps, Tensor) else self.eps
+        centres = x.repeat_interleave(count, 0)
+        step = self.with_eps(eps).steepest(centres, rows.flatten(0, 1))
+        return (centres - step).unflatten(0, rows.shape[:2])
 
     def project(
         self, x: Float[Tensor, "batch *shape"], point: Float[Tensor, "batch *shape"]

@@ -26,6 +26,7 @@ def lower_bound(
     node: int,
     rows: Float[Tensor, "batch rows *value"],
     relaxations: dict[int, Relaxation],
+    reached: dict[int, Tensor] | None = None,
 ) -> Float[Tensor, "batch rows"]:
     """A lower bound of `<row, value of the node>` over the region, by one pass back to the input.
 
@@ -36,6 +37,7 @@ def lower_bound(
         node: whose value the rows are about.
         rows: coefficients.
         relaxations: for every activation before the node.
+        reached: takes, if given, the coefficients of what the input (0) and each activation yields.
     """
     pending = {node: rows}
     bound = rows.new_zeros(rows.shape[:2])
@@ -46,12 +48,18 @@ def lower_bound(
         if isinstance(op, Affine):
             parts, offset = op.transpose(rows, [graph.nodes[j].shape for j in inputs])
         else:
+            if reached is not None:
+                reached[i] = rows
             pulled, offset = relaxations[i].pull(rows)
             parts = (pulled,)
         bound = bound + offset
         for j, part in zip(inputs, parts, strict=True):
             pending[j] = pending[j] + part if j in pending else part
-    return bound + region.minimise(x, pending[0]) if 0 in pending else bound
+    if 0 not in pending:
+        return bound
+    if reached is not None:
+        reached[0] = pending[0]
+    return bound + region.minimise(x, pending[0])
 
 
 @dataclass(frozen=True)
