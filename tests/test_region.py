@@ -360,7 +360,7 @@ class TestSteepest:
         assert torch.allclose(distance(kind(eps), x, x + step), eps)
 
 
-@pytest.mark.parametrize("kind", REGIONS.values(), ids=REGIONS)
+@pytest.mark.parametrize("kind", REGIONS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("eps", [0.0, 0.3, torch.tensor([0.1, 0.0, 0.5], dtype=torch.float64)])
 def test_the_minimiser_attains_the_minimum_of_every_row(kind, eps):
     torch.manual_seed(0)
