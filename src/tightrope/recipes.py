@@ -93,6 +93,7 @@ DEFAULT_TRAINING: dict[str, Training] = {
     "fgsm": _ADVERSARIAL,
     "pgd": _ADVERSARIAL,
     "ibp": Training(epochs=100, batch=100, lr=Steps(start=1e-3, factor=0.1, at=(0.25, 0.42))),
+    "crown-ibp": Training(epochs=200, batch=256, lr=Steps(start=5e-4, factor=0.1, at=(130 / 200, 190 / 200))),
     "shi-ibp": Training(
         epochs=70, batch=256, lr=Steps(start=5e-4, factor=0.2, at=(50 / 70, 60 / 70)), clip=10.0
     ),

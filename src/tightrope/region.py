@@ -171,7 +171,8 @@ class _Ball(Region):
         eps = self.eps.repeat_interleave(count) if isinstance(self.eps, Tensor) else self.eps
         centres = x.repeat_interleave(count, 0)
         step = self.with_eps(eps).steepest(centres, rows.flatten(0, 1))
-        return (centres - step).unflatten(0, rows.shape[:2])
+        points: Tensor = (centres - step).unflatten(0, rows.shape[:2])
+        return points
 
     def project(
         self, x: Float[Tensor, "batch *shape"], point: Float[Tensor, "batch *shape"]

@@ -7,13 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightrope.bounds.relax import relax
+from tightrope.bounds.relax import Lines, relax
 from tightrope.errors import InputError
 from tightrope.graph.ops import Activation, LeakyReLU, MaxPool, ReLU, Sigmoid, Tanh
 
 ACTIVATIONS = [ReLU(), LeakyReLU(0.1), LeakyReLU(0.0), LeakyReLU(1.0), Sigmoid(), Tanh()]
 SLOPES = ["parallel", "adaptive", "zero", "one"]
 ends = st.floats(-6, 6, allow_subnormal=False)
+
+
+def below(lines, z):
+    offset = 0 if lines.lower_offset is None else lines.lower_offset
+    return lines.lower_slope * z + offset
 
 
 @pytest.mark.parametrize("op", ACTIVATIONS, ids=str)
@@ -24,7 +29,7 @@ def test_the_activation_lies_between_its_lines(op, slope, a, b):
     lines = relax(op, lower, upper, slope)
     z = lower + torch.linspace(0, 1, 101, dtype=torch.float64) * (upper - lower)
     value = op.apply(z)
-    assert (lines.lower_slope * z + lines.lower_offset <= value + 1e-9).all()
+    assert (below(lines, z) <= value + 1e-9).all()
     assert (lines.upper_slope * z + lines.upper_offset >= value - 1e-9).all()
 
 
@@ -34,7 +39,7 @@ def test_a_stable_neuron_is_relaxed_exactly(op, slope):
     lower, upper = torch.tensor([[0.5, -2.0, 0.0, -1.0]]), torch.tensor([[2.0, -0.5, 1.0, 0.0]])
     lines = relax(op, lower, upper, slope)
     for z in (lower, upper, (lower + upper) / 2):
-        torch.testing.assert_close(lines.lower_slope * z + lines.lower_offset, op.apply(z))
+        torch.testing.assert_close(below(lines, z), op.apply(z))
         torch.testing.assert_close(lines.upper_slope * z + lines.upper_offset, op.apply(z))
 
 
@@ -43,7 +48,7 @@ def test_the_lines_of_an_unstable_relu_are_those_of_the_papers():
     for slope, below in (("parallel", [0.75, 0.25]), ("adaptive", [1, 0]), ("zero", [0, 0]), ("one", [1, 1])):
         lines = relax(ReLU(), lower, upper, slope)
         assert lines.lower_slope.tolist() == [below]
-        assert lines.lower_offset.tolist() == [[0, 0]]
+        assert lines.lower_offset is None
         assert lines.upper_slope.tolist() == [[0.75, 0.25]]
         assert lines.upper_offset.tolist() == [[0.75, 0.75]]
 
@@ -52,7 +57,7 @@ def test_the_lines_of_an_unstable_relu_are_those_of_the_papers():
 def test_gradients_are_finite_on_boxes_without_width(op):
     ends = torch.tensor([[0.0, 1.0, -1.0]], requires_grad=True)
     lines = relax(op, ends, ends + 0.0, "adaptive")
-    sum(part.sum() for part in vars(lines).values()).backward()
+    sum(part.sum() for part in vars(lines).values() if part is not None).backward()
     assert torch.isfinite(ends.grad).all()
 
 
@@ -78,3 +83,38 @@ def test_an_activation_without_a_relaxation_is_named():
 
     with pytest.raises(InputError, match="Square"):
         relax(Square(), torch.zeros(1, 2), torch.ones(1, 2), "adaptive")
+
+
+@given(a=ends, b=ends, slope=st.floats(-0.5, 1.5))
+def test_any_slope_that_is_given_yields_a_bound(a, b, slope):
+    lower, upper = (torch.tensor([[end]], dtype=torch.float64) for end in sorted((a, b)))
+    z = lower + torch.linspace(0, 1, 101, dtype=torch.float64) * (upper - lower)
+    for op in (ReLU(), LeakyReLU(0.1)):
+        lines = relax(op, lower, upper, torch.full_like(lower, slope))
+        assert (below(lines, z) <= op.apply(z) + 1e-9).all()
+
+
+def test_a_given_slope_is_the_slope_of_unstable_neurons_alone():
+    lower, upper = torch.tensor([[-1.0, 0.5, -2.0]]), torch.tensor([[1.0, 1.0, -1.0]])
+    lines = relax(ReLU(), lower, upper, torch.tensor([[0.3, 0.3, 0.3]]))
+    torch.testing.assert_close(lines.lower_slope, torch.tensor([[0.3, 1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("with_offset", [False, True])
+def test_the_gradient_of_a_pull_is_that_of_its_definition(with_offset):
+    generator = torch.Generator().manual_seed(0)
+    rows, *parts = (
+        torch.randn(2, *shape, 2, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((4,), (), (), (), ())
+    )
+
+    def pull(rows, low, low_offset, high, high_offset):
+        return Lines(low, low_offset if with_offset else None, high, high_offset).pull(rows)
+
+    assert torch.autograd.gradcheck(pull, (rows, *parts))
+    positive, negative = rows.clamp(min=0), rows.clamp(max=0)
+    low, low_offset, high, high_offset = (part.unsqueeze(1) for part in parts)
+    pulled, offset = pull(rows, *parts)
+    torch.testing.assert_close(pulled, positive * low + negative * high)
+    constant = negative * high_offset + (positive * low_offset if with_offset else 0)
+    torch.testing.assert_close(offset, constant.flatten(2).sum(2))

@@ -265,6 +265,11 @@ class Identity(Affine):
 
     absolute = apply
 
+    def transpose(
+        self, rows: Float[Tensor, "batch rows *out"], shapes: Sequence[torch.Size]
+    ) -> tuple[tuple[Tensor, ...], Float[Tensor, "batch rows"]]:
+        return (rows,), rows.new_zeros(rows.shape[:2])
+
 
 @dataclass(frozen=True)
 class Averaging(Affine):
@@ -289,6 +294,11 @@ class Reshape(Affine):
         return inputs[0].reshape(inputs[0].shape[0], *self.shape)
 
     absolute = apply
+
+    def transpose(
+        self, rows: Float[Tensor, "batch rows *out"], shapes: Sequence[torch.Size]
+    ) -> tuple[tuple[Tensor, ...], Float[Tensor, "batch rows"]]:
+        return (rows.reshape(*rows.shape[:2], *shapes[0]),), rows.new_zeros(rows.shape[:2])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from tightrope.attacks import Pgd
 from tightrope.attacks import fgsm as one_step
-from tightrope.bounds import Interval
+from tightrope.bounds import Interval, Linear
 from tightrope.errors import InputError
 from tightrope.graph import Graph
 from tightrope.train import regularisers, terms
@@ -167,6 +167,36 @@ def shi_ibp(
         Loss("relu-balance", weight, regularisers.shi_relu(engine)),
     )
     return Method("shi-ibp", eps, losses, initialise=ibp_initialisation)
+
+
+@_published
+def crown_ibp(
+    eps: Number,
+    kappa: NumberOrRamp = 0.5,
+    beta: NumberOrRamp = 0.0,
+    fusion: bool = False,
+    ramp: Course = Course(begin=10 / 200, finish=60 / 200),
+) -> Method:
+    """CROWN-IBP (Zhang et al. 2020): `kappa CE(f(x)) + (1 - kappa) CE(-m)`, CROWN's bounds fading to IBP's.
+
+    `m = beta m_CROWN-IBP + (1 - beta) m_IBP`, both over the same interval boxes.
+
+    Args:
+        eps: radius at the end of the ramp, in pixel units; or a schedule (a ramp sets the course too).
+        kappa: weight of the natural loss at the end of the ramp (1 at its beginning), or a schedule.
+        beta: share of the CROWN-IBP bounds at the end of the ramp (1 at its beginning), or a schedule.
+        fusion: whether all classes share one backward row: cheaper by far, and looser.
+        ramp: when eps, kappa and beta move; the default is epochs 10 to 60 of 200.
+    """
+    eps, ramp = _on(ramp, eps)
+    kappa = kappa if isinstance(kappa, Ramp) else ramp.between(1.0, kappa)
+    beta = beta if isinstance(beta, Ramp) else ramp.between(1.0, beta)
+    if not all(0 <= share <= 1 for share in (beta.start, beta.end)):
+        raise InputError(f"crown-ibp: beta is a share and must lie in [0, 1], got {beta}")
+    engine = Linear("adaptive", "interval", sides="lower")
+    robust = terms.fused_crown_ibp(beta) if fusion else terms.robust_mix(engine, Interval(), beta)
+    losses = (Loss("natural", kappa, terms.natural), Loss("robust", _rest(kappa), robust, certified=True))
+    return Method("crown-ibp", eps, losses)
 
 
 def _on(ramp: Course, eps: float | Ramp | Steps) -> tuple[Ramp | Steps, Course]:

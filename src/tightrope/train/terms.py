@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Estimator
+from tightrope.bounds import Engine, Estimator, Interval, Mix
+from tightrope.bounds.linear import lower_bound, relax_all
 from tightrope.train.batch import Batch, Term
+from tightrope.train.schedules import Number, at
 
 
 def natural(batch: Batch) -> Float[Tensor, "batch"]:
@@ -37,5 +40,48 @@ def robust(engine: Estimator) -> Term:
         if batch.still:
             return natural(batch)
         return F.cross_entropy(-batch.problem.bounds(engine).lower, batch.y, reduction="none")
+
+    return term
+
+
+def robust_mix(first: Engine, second: Engine, share: Number) -> Term:
+    """`robust` of a mixture of two engines, whose share moves during the run.
+
+    Source: certified_training_chapter.txt, eq. 14.13 (CROWN-IBP: `share` is its beta).
+    """
+
+    def term(batch: Batch) -> Float[Tensor, "batch"]:
+        return robust(Mix(first, second, at(share, batch.progress)))(batch)
+
+    return term
+
+
+def fused_crown_ibp(share: Number) -> Term:
+    """CROWN-IBP with one backward row per example instead of one per class: loss fusion.
+
+    `CE(-m, y) = log S` with `S = sum_t exp(-m_t)`, convex in the margins m. Over the interval bounds
+    `l <= m <= u`, S lies below its chord `sum_t s_t m_t + o_t`, whose linear part is a single row of
+    logits; the loss is `log(share S_CROWN-IBP + (1 - share) S_IBP)`. Looser than a row per class.
+    Source: Xu et al. 2020 (auto_LiRPA), section 3.3; methods.md, section 5.
+    """
+
+    def term(batch: Batch) -> Float[Tensor, "batch"]:
+        beta = at(share, batch.progress)
+        if batch.still or beta == 0:
+            return robust(Interval())(batch)
+        problem = batch.problem
+        interval = problem.bounds(Interval())
+        lower, upper = interval.lower, interval.upper
+        largest = -lower.detach().amin(1, keepdim=True)  # at least 0: the margin over y itself is 0
+        top, bottom = torch.exp(-lower - largest), torch.exp(-upper - largest)
+        wide = upper - lower > 1e-6  # a constant bounds S above where rounding would spoil the chord
+        slope = torch.where(wide, (bottom - top) / torch.where(wide, upper - lower, 1.0), 0.0)
+        row = -(slope.unsqueeze(1) @ problem.spec.rows)
+        relaxations = relax_all(problem.graph, interval.boxes, "adaptive")
+        last = len(problem.graph.nodes) - 1
+        least = lower_bound(problem.graph, problem.x, problem.region, last, row, relaxations).squeeze(1)
+        chord = (top - slope * lower).sum(1) - least
+        linear = torch.maximum(chord, bottom.sum(1))  # S is nowhere smaller; rounding may say so
+        return largest.squeeze(1) + torch.log(beta * linear + (1 - beta) * top.sum(1))
 
     return term
