@@ -25,6 +25,7 @@ ROWS = [
     ("pgd", {"eps": 0.05, "steps": 3}, False),
     ("ibp", {"eps": 0.05}, False),
     ("shi-ibp", {"eps": 0.05}, True),
+    ("crown-ibp", {"eps": 0.05}, False),
 ]
 NETWORKS = {"plain": {}, "BatchNorm": {"norm": True}}
 EVERY = pytest.mark.parametrize(("name", "options", "norm"), ROWS, ids=[row[0] for row in ROWS])
@@ -37,6 +38,8 @@ OTHER_OPTIONS = [
     ("ibp", {"eps": 0.1, "kappa": 0.0, "ramp": Course(shape="smooth", begin=0.1, finish=0.3)}),
     ("ibp", {"eps": Steps(start=0.1, at=(0.5,)), "kappa": Ramp(start=0.9, end=0.4)}),
     ("shi-ibp", {"eps": 0.1, "regularise": 0.2, "ramp": Course(begin=0.1, finish=0.9)}),
+    ("crown-ibp", {"eps": 0.1, "kappa": 0.1, "beta": 0.3, "fusion": True}),
+    ("crown-ibp", {"eps": Ramp(end=0.1, begin=0.1, finish=0.3), "beta": Ramp(start=0.9, end=0.4)}),
 ]
 
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from tightrope.attacks import Pgd
 from tightrope.attacks import fgsm as one_step
-from tightrope.bounds import Interval
-from tightrope.train import terms
+from tightrope.bounds import Interval, crown_ibp
+from tightrope.train import Ramp, terms
 
 PIXELS = 5
 
@@ -41,12 +41,23 @@ def test_natural_is_the_cross_entropy_of_each_example(batch):
     np.testing.assert_allclose(terms.natural(batch(module, x=x, y=y)).detach(), expected, rtol=1e-12)
 
 
+ROBUST = {
+    "interval": terms.robust(Interval()),
+    "crown-ibp": terms.robust(crown_ibp()),
+    "mixed": terms.robust_mix(crown_ibp(), Interval(), 0.4),
+    "fused": terms.fused_crown_ibp(1.0),
+    "fused, mixed": terms.fused_crown_ibp(0.4),
+}
+EVERY_BOUND = pytest.mark.parametrize("term", ROBUST.values(), ids=ROBUST)
+
+
+@EVERY_BOUND
 @given(st.integers(0, 10**6), st.floats(1e-3, 0.6), st.booleans())
-@settings(max_examples=30)
-def test_robust_is_never_below_the_loss_of_any_point_of_the_region(batch, seed, eps, norm):
+@settings(max_examples=20)
+def test_robust_is_never_below_the_loss_of_any_point_of_the_region(batch, term, seed, eps, norm):
     x, y = examples(seed)
     b = batch(small_network(seed, norm), eps=eps, x=x, y=y)
-    bound = terms.robust(Interval())(b)
+    bound = term(b)
     lower, upper = b.region.corners(x)
     generator = torch.Generator().manual_seed(seed)
     corners = (torch.tensor(c) for c in itertools.product((0.0, 1.0), repeat=PIXELS))
@@ -64,7 +75,7 @@ def test_robust_bounds_the_function_that_the_clean_batch_normalised(batch):
     torch.testing.assert_close(terms.robust(Interval())(b), terms.natural(b), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("term", [terms.robust(Interval()), terms.adversarial(one_step())])
+@pytest.mark.parametrize("term", [*ROBUST.values(), terms.adversarial(one_step())])
 @pytest.mark.parametrize("eps", [0.0, torch.zeros(7)], ids=["number", "per example"])
 def test_a_worst_case_over_a_point_is_the_natural_loss(batch, term, eps):
     x, y = examples(1)
@@ -80,13 +91,50 @@ def test_robust_grows_with_eps(batch):
 
 
 @pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("term", [terms.natural, terms.robust(Interval())], ids=["natural", "robust"])
+@pytest.mark.parametrize("term", [terms.natural, *ROBUST.values()], ids=["natural", *ROBUST])
 def test_the_gradient_is_that_of_finite_differences(batch, term, norm):
     x, y = examples(4)
     module = small_network(4, norm)
     assert torch.autograd.gradcheck(
         lambda *_: term(batch(module, eps=0.1, x=x, y=y)).mean(), tuple(module.parameters())
     )
+
+
+def test_a_mixture_without_its_first_engine_is_the_second(batch):
+    x, y = examples(11)
+    b = batch(small_network(11, norm=False), eps=0.1, x=x, y=y)
+    expected = terms.robust(Interval())(b)
+    for term in (terms.robust_mix(crown_ibp(), Interval(), 0.0), terms.fused_crown_ibp(0.0)):
+        assert torch.equal(term(b), expected)
+
+
+def test_a_mixture_follows_its_schedule(batch):
+    x, y = examples(12)
+    module, share = small_network(12, norm=False), Ramp(start=1.0, end=0.0, begin=0.2, finish=0.6)
+    for progress, now in ((0.0, 1.0), (0.4, 0.5), (0.9, 0.0)):
+        b = batch(module, eps=0.1, x=x, y=y, progress=progress)
+        for moving, fixed in (
+            (
+                terms.robust_mix(crown_ibp(), Interval(), share),
+                terms.robust_mix(crown_ibp(), Interval(), now),
+            ),
+            (terms.fused_crown_ibp(share), terms.fused_crown_ibp(now)),
+        ):
+            torch.testing.assert_close(moving(b), fixed(b))
+
+
+def test_fusion_survives_bounds_whose_exponentials_overflow(batch):
+    x, y = examples(13)
+    module = small_network(13, norm=False)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(100)
+    b = batch(module, eps=0.5, x=x, y=y)
+    assert float(terms.robust(Interval())(b).max()) > 1e4
+    loss = terms.fused_crown_ibp(0.5)(b)
+    assert torch.isfinite(loss).all()
+    gradients = torch.autograd.grad(loss.sum(), list(module.parameters()))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
 def test_adversarial_is_the_loss_at_the_attacked_point(batch):

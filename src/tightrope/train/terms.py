@@ -61,7 +61,8 @@ def fused_crown_ibp(share: Number) -> Term:
 
     `CE(-m, y) = log S` with `S = sum_t exp(-m_t)`, convex in the margins m. Over the interval bounds
     `l <= m <= u`, S lies below its chord `sum_t s_t m_t + o_t`, whose linear part is a single row of
-    logits; the loss is `log(share S_CROWN-IBP + (1 - share) S_IBP)`. Looser than a row per class.
+    logits; the loss is `log(share S_CROWN-IBP + (1 - share) S_IBP)`. Neither tighter nor looser than a
+    row per class: the chord loses something, one row for all classes at once gains something.
     Source: Xu et al. 2020 (auto_LiRPA), section 3.3; methods.md, section 5.
     """
 
