@@ -1,4 +1,4 @@
-"""What Python users call: `fit`, `certify`, `bounds`, `margins`."""
+"""What Python users call: `fit`, `certify`, `radius`, `bounds`, `margins`."""
 
 from __future__ import annotations
 
@@ -216,6 +216,38 @@ def test_certify_refuses_labels_the_network_does_not_know(run):
     data = TensorDataset(torch.rand(5, 2), torch.arange(5))
     with pytest.raises(InputError, match="2 outputs, but the data has the label 4"):
         tr.certify(run.model, data, tr.Box(eps=0.05))
+
+
+# ------------------------------------------------------------------------------------------- radius
+
+
+@pytest.mark.parametrize("region", [tr.Box(eps=0.5), tr.L2Ball(eps=0.5), tr.L1Ball(eps=0.5)])
+def test_radius_finds_an_eps_for_each_example_that_certify_certifies(run, region):
+    result = tr.radius(run.model, examples(20), region, verifier="crown")
+    assert [one.index for one in result] == list(range(20))
+    assert result.summary()["norm"] == region.norm
+    half = tr.certify(run.model, examples(20), region.with_eps(0.25), verifier="crown", attack=None)
+    assert {one.index for one in result if one.radius >= 0.25} == {
+        one.index for one in half if one.status == "robust"
+    }
+    assert result.certified_accuracy(0.25) == half.summary()["certified_accuracy"]
+
+
+def test_radius_goes_on_with_a_file_of_the_same_question_only(run, tmp_path):
+    out = tmp_path / "radii.jsonl"
+    first = tr.radius(run.model, examples(40), tr.Box(eps=0.5), out=str(out), first=10)
+    whole = tr.radius(run.model, examples(40), tr.Box(eps=0.5), out=out, resume=True, batch=15)
+    assert list(whole)[:10] == list(first)
+    with pytest.raises(InputError, match=r"tolerance: 0\.001 there, 0\.1 now"):
+        tr.radius(run.model, examples(40), tr.Box(eps=0.5), out=out, resume=True, tolerance=0.1)
+
+
+def test_radius_leaves_the_network_as_it_was(run):
+    run.model.train()
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    tr.radius(run.model, examples(10), tr.Box(eps=0.05))
+    assert run.model.training
+    assert is_same(run.model, before)
 
 
 # -------------------------------------------------------------------------------- bounds and margins

@@ -147,7 +147,7 @@ def test_without_arguments_it_says_what_there_is():
     assert "quickstart" in outcome.err
 
 
-@pytest.mark.parametrize("command", ["train", "certify", "attack", "report", "list", "quickstart"])
+@pytest.mark.parametrize("command", ["train", "certify", "attack", "radius", "report", "list", "quickstart"])
 def test_help_explains_every_option(command):
     outcome = tightrope(command, "--help")
     assert (outcome.code, outcome.err) == (0, "")
@@ -676,15 +676,90 @@ def test_a_proof_of_what_an_attack_refuted_has_its_own_exit_status(here, monkeyp
     assert {"x", "witness"} <= set(load_file(saved))
 
 
+# ------------------------------------------------------------------------------------------- radius
+
+
+RADIUS_FIGURES = ("examples", "clean_correct", "mean_radius", "median_radius", "at_largest", "curve",
+                  "largest", "tolerance", "norm", "verifier", "seconds")  # fmt: skip
+
+
+def test_radius_with_json_prints_its_figures_and_nothing_else(here):
+    outcome = tightrope("radius", "run", "--json")
+    figures = outcome.json()
+    assert tuple(figures) == RADIUS_FIGURES
+    assert len(outcome.out.splitlines()) == 1
+    assert (figures["examples"], figures["largest"], figures["tolerance"]) == (600, 0.06, 0.001)
+    assert (figures["norm"], figures["verifier"]) == ("inf", "cascade")
+    assert 0 < figures["mean_radius"] < 0.06
+    assert "radii: run/radius-cascade-inf.jsonl" in outcome.err
+    assert len(lines_of(Path("run/radius-cascade-inf.jsonl"))) == 601
+
+
+def test_radius_agrees_with_certify_at_the_runs_test_eps(here):
+    curve = tightrope("radius", "run", "--verifier", "ibp", "--json").json()["curve"]
+    figures = tightrope("certify", "run", "--verifier", "ibp", "--attack-steps", 0, "--json").json()
+    assert curve[0] == {"eps": 0.0, "certified_accuracy": figures["clean_accuracy"]}
+    assert curve[2] == {"eps": 0.03, "certified_accuracy": figures["certified_accuracy"]}
+    assert [point["eps"] for point in curve] == pytest.approx([0, 0.015, 0.03, 0.045, 0.06])
+
+
+def test_radius_says_in_words_what_it_found(here):
+    options = ("--norm", "2", "--eps", "8/255", "--tolerance", "1/255")
+    outcome = tightrope("radius", "run", "--first", 20, *options)
+    assert "20 examples, radius in l_2 certified by cascade: mean 0.0" in outcome.out
+    assert "at the largest eps, 0.03137" in outcome.out
+    assert "certified accuracy: " in outcome.out
+
+
+def test_radius_looks_no_further_than_a_pixel_can_move(here):
+    recipe = Path("run/recipe.toml")
+    recipe.write_text(recipe.read_text().replace("test_eps = 0.03", "test_eps = 0.7"))
+    assert tightrope("radius", "run", "--first", 5, "--json").json()["largest"] == 1.0
+    assert tightrope("radius", "run", "--first", 5, "--norm", "2", "--json").json()["largest"] == 1.4
+
+
+def test_radius_resumes_to_the_same_radii(here):
+    assert tightrope("radius", "run", "--batch", 200).code == 0
+    path = Path("run/radius-cascade-inf.jsonl")
+    wanted, content = verdicts_of(path), path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert tightrope("radius", "run", "--batch", 200, "--resume").code == 0
+    assert verdicts_of(path) == wanted
+    assert_refused(tightrope("radius", "run", "--eps", 0.1, "--resume"), "largest: 0.06 there, 0.1", lines=3)
+    assert_refused(tightrope("radius", "run", "--out", str(path)), "already exists", "--resume", "--out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(["nothere"], ["nothere does not exist"], id="no target"),
+        pytest.param(["run", "--eps", "0"], ["above 0"], id="eps 0"),
+        pytest.param(["run", "--tolerance", "0"], ["tolerance"], id="tolerance 0"),
+        pytest.param(["run", "--verifier", "none"], ["'none' proves nothing"], id="no verifier"),
+        pytest.param(["run", "--batch", "0"], ["'--batch'", "x>=1"], id="batch"),
+        pytest.param(["run", "--attack-steps", "5"], ["--attack-steps"], id="an option of certify"),
+    ],
+)
+def test_radius_refuses_in_one_line(here, arguments, said):
+    assert_refused(tightrope("radius", *arguments), *said)
+
+
+def test_radius_asks_for_what_a_factory_cannot_know(here):
+    save_file({}, "none.safetensors")
+    Path("empty.py").write_text("from torch import nn\nnets = lambda: nn.Sequential(nn.ReLU())\n")
+    assert_refused(tightrope("radius", "empty:nets", "--weights", "none.safetensors"), "--data and --eps")
+
+
 # ----------------------------------------------------------------------------- report and quickstart
 
 
 def test_report_makes_one_page_of_several_runs(here):
     shutil.copytree("run", "other")
     assert tightrope("certify", "run", "--first", 20).code == 0
+    assert tightrope("radius", "run", "--first", 20).code == 0
     outcome = tightrope("report", "run", "other", "--out", "page.html")
     assert outcome.out == "report: page.html\n"
-    assert "<html" in Path("page.html").read_text()
+    assert "Certified accuracy against eps" in Path("page.html").read_text()
 
 
 def test_report_names_what_is_no_run(here):

@@ -7,9 +7,10 @@ result = tr.certify(model, test_set, tr.Box(eps=0.3))
 """
 
 from tightrope import engines, methods
-from tightrope.api import Run, bounds, certify, fit, margins
+from tightrope.api import Run, bounds, certify, fit, margins, radius
 from tightrope.region import Box, L1Ball, L2Ball
 from tightrope.train import Course, Ramp, Steps
+from tightrope.train.modifiers import tightness_d, tightness_r
 
 __all__ = [
     "Box",
@@ -25,4 +26,7 @@ __all__ = [
     "fit",
     "margins",
     "methods",
+    "radius",
+    "tightness_d",
+    "tightness_r",
 ]

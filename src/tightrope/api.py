@@ -1,4 +1,4 @@
-"""What Python users call: `fit`, `certify`, `bounds`, `margins`."""
+"""What Python users call: `fit`, `certify`, `radius`, `bounds`, `margins`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tightrope.errors import InputError, RecipeError
 from tightrope.files import check_line, read_lines, to_json, write_atomically
 from tightrope.graph import Graph, trace
 from tightrope.provenance import environment
-from tightrope.recipes import DEFAULT_TRAINING, Recipe
+from tightrope.recipes import DEFAULT_TRAINING, Recipe, described
 from tightrope.region import Region
 from tightrope.spec import Spec
 from tightrope.targets import ModelFacts
@@ -29,8 +29,9 @@ from tightrope.train import Method, Training, train
 from tightrope.train.evaluate import HeldOut
 from tightrope.train.loop import model_identity
 from tightrope.train.schedules import last
-from tightrope.verify import CERTIFICATION_ATTACK, Certification
+from tightrope.verify import CERTIFICATION_ATTACK, Certification, Radii, certified_radii
 from tightrope.verify import certify as judge
+from tightrope.verify.pipeline import CHUNK
 
 _RECORD: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
@@ -167,7 +168,7 @@ def fit(
         "seed": seed,
         "test_eps": test_eps,
         "held_out": held_out,
-        "method": {"name": method.name, **method.options},
+        **described(method),
         "training": DEFAULT_TRAINING.get(method.name, Training()).model_dump() | training,
         "augment": vars(augment) if augment else {},
     }
@@ -314,6 +315,57 @@ def certify(
         resume=resume,
         seed=seed,
         about={"data": name, "environment": environment(where, seed)},
+    )
+
+
+def radius(
+    model: nn.Module,
+    test_set: Any,
+    region: Region,
+    *,
+    tolerance: float = 1e-3,
+    verifier: str = "cascade",
+    first: int | None = None,
+    batch: int = CHUNK,
+    out: Path | str | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    name: str | None = None,
+) -> Radii:
+    """The certified radius of every example of a data set: the largest eps that the verifier proves.
+
+    Args:
+        model: any network that `trace` takes; a float64 copy in evaluation mode is judged.
+        test_set: a `Split`, a `TensorDataset`, or any map-style dataset of images in [0, 1] and labels.
+        region: the largest region looked at, for example `Box(eps=0.6)`.
+        tolerance: a radius is at most this much below an eps at which the verifier fails, in pixel units.
+        verifier: a name in `tightrope.verify.VERIFIERS`.
+        first: only the first so many examples.
+        batch: examples per batch, and between two writes.
+        out: file to append radii to (JSON lines).
+        resume: go on from that file.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", ...
+        name: what the data set is called, for whoever reads the file.
+
+    Returns:
+        The radii, to iterate over, with a `summary()` and the curve `certified_accuracy(eps)`.
+
+    Raises:
+        InputError: if something given cannot be used.
+    """
+    where = find_device(device)
+    source = as_source(test_set, where)
+    return certified_radii(
+        _trace_for(source, copy.deepcopy(model), where),
+        source,
+        region,
+        tolerance=tolerance,
+        verifier=verifier,
+        first=first,
+        batch=batch,
+        out=None if out is None else Path(out),
+        resume=resume,
+        about={"data": name, "environment": environment(where)},
     )
 
 

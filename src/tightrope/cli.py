@@ -8,7 +8,7 @@ import re
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import click
 import torch
 
-from tightrope.api import certify, find_device, prepare, resolve, run_recipe, warn_of_wide
+from tightrope.api import certify, find_device, prepare, radius, resolve, run_recipe, warn_of_wide
 from tightrope.attacks import Pgd
 from tightrope.data import as_source, load
 from tightrope.data import names as data_names
@@ -27,11 +27,12 @@ from tightrope.models import names as model_names
 from tightrope.recipes import Recipe, options_of, override, parse_recipe, read_recipe
 from tightrope.region import REGIONS
 from tightrope.targets import Target, load_target, make_model
-from tightrope.train import METHODS, Interrupted
+from tightrope.train import METHODS, MODIFIERS, Interrupted
 from tightrope.train.checkpoint import derive_seed
 from tightrope.train.predict import predict_seconds
 from tightrope.train.schedules import parse_number
 from tightrope.verify import CERTIFICATION_ATTACK, VERIFIERS, Certification
+from tightrope.verify.pipeline import CHUNK
 
 
 def number(text: str) -> float:
@@ -80,6 +81,14 @@ def cli() -> None:
     help="Passes over the data; schedules keep their shape.  [default: the method's]",
 )
 @click.option(
+    "--with",
+    "modifiers",
+    multiple=True,
+    metavar="MODIFIER",
+    help="Add to the method (tightrope list modifiers), as often as needed; --set modifiers.NAME.KEY=VALUE "
+    "sets its options.",
+)
+@click.option(
     "--set",
     "assignments",
     multiple=True,
@@ -102,6 +111,7 @@ def train_command(
     eps: float | None,
     test_eps: float | None,
     epochs: int | None,
+    modifiers: tuple[str, ...],
     assignments: tuple[str, ...],
     budget: float | None,
     dry_run: bool,
@@ -134,6 +144,8 @@ def train_command(
     ):
         if value is not None:
             content.setdefault(table, {})[key] = value
+    for name in modifiers:
+        content.setdefault("modifiers", {}).setdefault(name, {})
     if eps is not None and method in METHODS and "eps" not in options_of(METHODS[method]).model_fields:
         raise InputError(f"{method} trains without a radius: say what to certify at with --test-eps instead")
     override(content, assignments)
@@ -162,8 +174,8 @@ def _train(
     dataset = load(data)
     source = as_source(dataset.train, find_device(device))
     recipe = resolve(recipe, method, source)
-    name = f"{Path(data).stem}-{model.replace(':', '-')}-{method.name}-{recipe.test_eps:.4g}"
-    out = out or Path("runs") / name
+    parts = (Path(data).stem, model.replace(":", "-"), method.name, *method.modifiers)
+    out = out or Path("runs") / f"{'-'.join(parts)}-{recipe.test_eps:.4g}"
     torch.manual_seed(derive_seed(recipe.seed, "network", 0))
     normalise = recipe.normalise.model_dump() if recipe.normalise else {}
     if ":" in model:
@@ -203,43 +215,60 @@ def _train(
     return out
 
 
-# ------------------------------------------------------------------------------- certify and attack
+# ----------------------------------------------------------------------- certify, attack and radius
 
 
-def _judging(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that certify and attack share."""
-    default = CERTIFICATION_ATTACK
-    options = [
+_Option = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def _asking(eps: str, *own: _Option) -> _Option:
+    """The options of every command that looks at test examples; `own` are those of one command."""
+    options: list[_Option] = [
         click.argument("target"),
         click.option("--weights", type=FILE, help="Weights (.safetensors) of a factory target."),
         click.option("--data", help="Data set, or a .npz file.  [default: what a run was trained on]"),
-        click.option("--eps", type=number,
-                     help="Radius in pixel units, such as 0.3 or 8/255.  [default: the run's test eps]"),
+        click.option("--eps", type=number, help=eps),
         click.option("--norm", type=click.Choice(list(REGIONS)), default="inf", show_default=True,
                      help="In which norm an input moves by at most eps."),
         click.option("--first", type=click.IntRange(min=1),
                      help="Only the first N test examples.  [default: all]"),
-        click.option("--attack-steps", type=click.IntRange(min=0), default=default.steps, show_default=True,
-                     help="Gradient steps of the attack; 0 attacks not at all."),
-        click.option("--attack-step", type=number, default=default.step, show_default=True,
-                     help="Length of a step, as a share of eps."),
-        click.option("--attack-restarts", type=click.IntRange(1), default=default.restarts, show_default=True,
-                     help="Random starts of the attack."),
-        click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random starts."),
+        *own,
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
         click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all]"),
-        click.option("--out", type=FILE, help="File for the verdicts.  [default: in the run folder]"),
+        click.option("--out", type=FILE, help="File for what is found.  [default: in the run folder]"),
         click.option("--resume", is_flag=True, help="Go on with that file."),
         click.option("--json", "as_json", is_flag=True, help="Print a JSON object as the last line."),
     ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+_judging = _asking(
+    "Radius in pixel units, such as 0.3 or 8/255.  [default: the run's test eps]",
+    click.option("--attack-steps", type=click.IntRange(min=0), default=CERTIFICATION_ATTACK.steps,
+                 show_default=True, help="Gradient steps of the attack; 0 attacks not at all."),
+    click.option("--attack-step", type=number, default=CERTIFICATION_ATTACK.step, show_default=True,
+                 help="Length of a step, as a share of eps."),
+    click.option("--attack-restarts", type=click.IntRange(1), default=CERTIFICATION_ATTACK.restarts,
+                 show_default=True, help="Random starts of the attack."),
+    click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random starts."),
+)  # fmt: skip
+
+
+def _verifier(names: Iterable[str]) -> _Option:
+    return click.option(
+        "--verifier", default="cascade", show_default=True, help=f"One of {', '.join(names)}."
+    )
 
 
 @cli.command("certify")
 @_judging
-@click.option("--verifier", default="cascade", show_default=True, help=f"One of {', '.join(VERIFIERS)}.")
+@_verifier(VERIFIERS)
 def certify_command(target: str, verifier: str, **options: Any) -> None:
     """Prove or refute, input by input, that no perturbation within eps changes TARGET's answer.
 
@@ -253,6 +282,76 @@ def certify_command(target: str, verifier: str, **options: Any) -> None:
 def attack_command(target: str, **options: Any) -> None:
     """Look for perturbations within eps that change TARGET's answer."""
     _judge(target, "none", **options)
+
+
+@cli.command("radius")
+@_asking(
+    "Largest radius looked at, in pixel units.  [default: twice the run's test eps; in l_inf at most 1]",
+    click.option("--tolerance", type=number, default=0.001, show_default=True,
+                 help="A radius is at most this much below an eps at which the verifier fails."),
+    click.option("--batch", type=click.IntRange(min=1), default=CHUNK, show_default=True,
+                 help="Examples at once, and between two writes."),
+)  # fmt: skip
+@_verifier(name for name, stages in VERIFIERS.items() if stages)
+def radius_command(
+    target: str,
+    verifier: str,
+    weights: Path | None,
+    data: str | None,
+    eps: float | None,
+    norm: str,
+    first: int | None,
+    tolerance: float,
+    batch: int,
+    device: str,
+    threads: int | None,
+    out: Path | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Find, input by input, the largest eps at which TARGET is certified, by bisection.
+
+    TARGET is a run folder, a results folder, or package.module:factory with --weights. A radius is always
+    an eps that the verifier certified: the lower end of what bisection left, 0 if there is none.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    loaded = load_target(target, weights)
+    data = data or loaded.data
+    if eps is None and loaded.eps is not None:
+        eps = min(2 * loaded.eps, 1.0) if norm == "inf" else 2 * loaded.eps
+    if data is None or eps is None:
+        raise InputError(f"{target} does not say on what data or up to which eps: give --data and --eps")
+    if norm == "inf":
+        warn_of_wide(eps)
+    dataset = load(data)
+    out = _file_for(f"radius-{verifier}-{norm}", target, loaded, out, resume)
+    result = radius(
+        loaded.model,
+        dataset.test,
+        REGIONS[norm](eps),
+        tolerance=tolerance,
+        verifier=verifier,
+        first=first,
+        batch=batch,
+        out=out,
+        resume=resume,
+        device=device,
+        name=data,
+    )
+    summary = result.summary()
+    curve = [f"{point['certified_accuracy']:.2%} at {point['eps']:.4g}" for point in summary["curve"]]
+    click.echo(
+        f"{summary['examples']} examples, radius in l_{norm} certified by {verifier}: "
+        f"mean {summary['mean_radius']:.4g}, median {summary['median_radius']:.4g} "
+        f"({summary['at_largest']} at the largest eps, {eps:.4g}); {summary['seconds']:.1f} s\n"
+        f"certified accuracy: {', '.join(curve)}",
+        err=as_json,
+    )
+    if out is not None:
+        click.echo(f"radii: {out}", err=True)
+    if as_json:
+        click.echo(to_json(summary))
 
 
 def _judge(
@@ -285,9 +384,7 @@ def _judge(
     if eps == 0:
         warnings.warn("at eps 0 nothing moves, and robust means correct: say how far, --eps", stacklevel=2)
     dataset = load(data)
-    out = out or _verdict_file(loaded, verifier, norm, eps, resume)
-    if resume and out is None:
-        raise InputError(f"nothing is kept in {target}: say which file to go on with, --out FILE")
+    out = _file_for(f"certify-{verifier}-{norm}-{eps:.4g}", target, loaded, out, resume)
     result = certify(
         loaded.model,
         dataset.test,
@@ -320,12 +417,16 @@ def _judge(
     return result
 
 
-def _verdict_file(target: Target, verifier: str, norm: str, eps: float, resume: bool) -> Path | None:
-    """In a run folder, a file for these verdicts: the latest of its name to resume, else a new one."""
-    if target.folder is None:
+def _file_for(name: str, target: str, loaded: Target, out: Path | None, resume: bool) -> Path | None:
+    """Where to write: `out`, or in a run folder the latest file of this name to resume, else a new one."""
+    if out is not None:
+        return out
+    if loaded.folder is None:
+        if resume:
+            raise InputError(f"nothing is kept in {target}: say which file to go on with, --out FILE")
         return None
-    path = target.folder / f"certify-{verifier}-{norm}-{eps:.4g}.jsonl"
-    existing = [path, *sorted(target.folder.glob(f"{path.stem}-*.jsonl"), key=lambda p: p.stat().st_mtime)]
+    path = loaded.folder / f"{name}.jsonl"
+    existing = [path, *sorted(loaded.folder.glob(f"{name}-*.jsonl"), key=lambda p: p.stat().st_mtime)]
     return existing[-1] if resume else _free(path)
 
 
@@ -345,12 +446,13 @@ def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
 
 
 @cli.command("list")
-@click.argument("what", type=click.Choice(["methods", "models", "data", "verifiers"]))
+@click.argument("what", type=click.Choice(["methods", "modifiers", "models", "data", "verifiers"]))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def list_command(what: str, as_json: bool) -> None:
     """List what can be named."""
     listings: dict[str, Callable[[], dict[str, str]]] = {
         "methods": lambda: {name: _first_line(function) for name, function in METHODS.items()},
+        "modifiers": lambda: {name: _first_line(function) for name, function in MODIFIERS.items()},
         "models": lambda: {name: describe(name) for name in model_names()},
         "data": lambda: dict.fromkeys(data_names(), ""),
         "verifiers": lambda: {

@@ -4,5 +4,7 @@ from tightrope.bounds.compose import Intersect as intersect  # noqa: N813 (calle
 from tightrope.bounds.compose import Mix as mix  # noqa: N813
 from tightrope.bounds.interval import Interval as interval  # noqa: N813
 from tightrope.bounds.linear import crown, crown_ibp, fast_lin
+from tightrope.bounds.projected import Projected as projected  # noqa: N813
+from tightrope.bounds.relaxed import Forward as forward  # noqa: N813
 
-__all__ = ["crown", "crown_ibp", "fast_lin", "intersect", "interval", "mix"]
+__all__ = ["crown", "crown_ibp", "fast_lin", "forward", "intersect", "interval", "mix", "projected"]

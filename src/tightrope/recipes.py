@@ -13,14 +13,16 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from tightrope.errors import InputError, RecipeError
-from tightrope.train import METHODS, Method, Ramp, Steps, Training
+from tightrope.train import METHODS, MODIFIERS, Method, Ramp, Steps, Training
 from tightrope.train.schedules import Real, Whole, last
+
+R = TypeVar("R")
 
 
 class Augmentation(BaseModel):
@@ -52,6 +54,7 @@ class Recipe(BaseModel):
         test_eps: radius at which the network is meant to be certified; the training eps if not said.
         held_out: training examples set aside for the metrics, balanced over the classes.
         method: `name` and the method's own options.
+        modifiers: what is added to the method: for each modifier's name a table of its options.
         training: epochs, batch, optimiser, learning rate.
         augment: random changes of training images.
         normalise: the network's first operator.
@@ -65,17 +68,18 @@ class Recipe(BaseModel):
     test_eps: Annotated[Real, Field(ge=0)] | None = None
     held_out: Whole = Field(default=1000, ge=1)
     method: dict[str, Any]
+    modifiers: dict[str, dict[str, Any]] = {}
     training: Training = Training()
     augment: Augmentation = Augmentation()
     normalise: Normalisation | None = None
 
     def build_method(self) -> Method:
-        """The method with the recipe's options.
+        """The method with the recipe's options and modifiers.
 
         Raises:
-            RecipeError: if the method or one of its options is unknown, or a value makes no sense.
+            RecipeError: if a method, a modifier or an option is unknown, or a value makes no sense.
         """
-        return build_method(self.method)
+        return build_method(self.method, self.modifiers)
 
     def with_test_eps(self, method: Method) -> Self:
         """The recipe with its test eps spelled out."""
@@ -94,6 +98,9 @@ DEFAULT_TRAINING: dict[str, Training] = {
     "pgd": _ADVERSARIAL,
     "ibp": Training(epochs=100, batch=100, lr=Steps(start=1e-3, factor=0.1, at=(0.25, 0.42))),
     "crown-ibp": Training(epochs=200, batch=256, lr=Steps(start=5e-4, factor=0.1, at=(130 / 200, 190 / 200))),
+    "wong-kolter": Training(
+        epochs=80, batch=50, lr=Steps(start=1e-3, factor=0.5, at=tuple(i / 80 for i in range(20, 80, 10)))
+    ),
     "shi-ibp": Training(
         epochs=70, batch=256, lr=Steps(start=5e-4, factor=0.2, at=(50 / 70, 60 / 70)), clip=10.0
     ),
@@ -130,7 +137,12 @@ def parse_recipe(content: Mapping[str, Any], source: str) -> Recipe:
     except ValidationError as error:
         raise RecipeError(_explain(error, source, _places())) from None
     method = recipe.build_method()
-    return recipe.model_copy(update={"method": {"name": method.name, **method.options}})
+    return recipe.model_copy(update=described(method))
+
+
+def described(method: Method) -> dict[str, Any]:
+    """A method as a recipe says it: the tables `method` and `modifiers`."""
+    return {"method": {"name": method.name, **method.options}, "modifiers": dict(method.modifiers)}
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -174,32 +186,46 @@ def override(content: dict[str, Any], assignments: Iterable[str]) -> None:
         table[leaf] = value
 
 
-def build_method(options: Mapping[str, Any]) -> Method:
-    """A method from its name and options.
+def build_method(
+    options: Mapping[str, Any], modifiers: Mapping[str, Mapping[str, Any]] | None = None
+) -> Method:
+    """A method from its name and options, and what is added to it.
 
     Raises:
-        RecipeError: if the method or one of its options is unknown, or a value makes no sense.
+        RecipeError: if a method, a modifier or an option is unknown, or a value makes no sense.
     """
-    name = options.get("name")
-    if not isinstance(name, str) or name not in METHODS:
-        seen = "method.name is missing" if name is None else f"unknown method {name!r}"
-        nearest = _nearest(str(name), {known: known for known in METHODS})
-        raise RecipeError(f"{seen}{nearest}; there are {', '.join(METHODS)}")
-    model = options_of(METHODS[name])
+    if options.get("name") is None:
+        raise RecipeError(f"method.name is missing; there are {', '.join(METHODS)}")
+    own = {key: value for key, value in options.items() if key != "name"}
+    method = _make("method", options["name"], own, METHODS)
     try:
-        checked = model.model_validate({k: v for k, v in options.items() if k != "name"})
+        for name, table in (modifiers or {}).items():
+            method = method | _make("modifier", name, table, MODIFIERS)
+    except InputError as error:
+        raise RecipeError(str(error)) from error
+    return method
+
+
+def _make(kind: str, name: Any, options: Mapping[str, Any], registry: Mapping[str, Callable[..., R]]) -> R:
+    """A method or modifier, its options checked."""
+    if not isinstance(name, str) or name not in registry:
+        nearest = _nearest(str(name), {known: known for known in registry})
+        raise RecipeError(f"unknown {kind} {name!r}{nearest}; there are {', '.join(registry)}")
+    model = options_of(registry[name])
+    try:
+        checked = model.model_validate(options)
     except ValidationError as error:
         keys = {key: key for key in (*_SCHEDULE_KEYS, *model.model_fields)}
-        raise RecipeError(_explain(error, f"method {name}", keys)) from None
+        raise RecipeError(_explain(error, f"{kind} {name}", keys)) from None
     try:
-        return METHODS[name](**{key: getattr(checked, key) for key in model.model_fields})
+        return registry[name](**{key: getattr(checked, key) for key in model.model_fields})
     except InputError as error:
         raise RecipeError(str(error)) from error
 
 
 @cache
 def options_of(function: Callable[..., Any]) -> type[BaseModel]:
-    """The options of a method as a pydantic model, derived from its function's signature."""
+    """The options of a method or modifier as a pydantic model, derived from its function's signature."""
     hints = typing.get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {
         name: (hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
@@ -216,6 +242,7 @@ _SCHEDULE_KEYS = {**Ramp.model_fields, **Steps.model_fields}
 def _places() -> dict[str, str]:
     """Where each key of a recipe belongs: its full name by its last part."""
     tables: list[tuple[str, type[BaseModel]]] = [
+        *((f"modifiers.{name}.", options_of(modifier)) for name, modifier in MODIFIERS.items()),
         *(("method.", options_of(method)) for method in METHODS.values()),
         ("normalise.", Normalisation),
         ("augment.", Augmentation),

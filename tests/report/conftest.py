@@ -31,6 +31,19 @@ def header(**changes: Any) -> dict[str, Any]:
     return {"format": "tightrope-certify/1", "identity": identity, "data": "digits", "environment": {}}
 
 
+def write_radii(folder: Path, radii: list[float | None], suffix: str = "", **changes: Any) -> Path:
+    """A file of radii in a run folder; None is misclassified."""
+    identity = {"weights": "0" * 64, "data": "1" * 64, "norm": "inf", "verifier": "ibp"}
+    identity |= {"largest": 0.6, "tolerance": 0.001} | changes
+    lines: list[dict[str, Any]] = [{"format": "tightrope-radius/1", "identity": identity, "data": "digits"}]
+    for index, radius in enumerate(radii):
+        status = "misclassified" if radius is None else "robust" if radius else "undecided"
+        record = {"index": index, "label": 7, "predicted": 7, "status": status, "radius": radius or 0.0}
+        lines.append(record | {"seconds": 0.5})
+    name = f"radius-{identity['verifier']}-{identity['norm']}{suffix}.jsonl"
+    return write_lines(folder / name, lines)
+
+
 def epoch(number: int, **changes: Any) -> dict[str, Any]:
     record = {"epoch": number, "step": 10 * number, "seconds": 30.0 * number, "eps": 0.1, "lr": 0.001}
     record |= {"losses": {"natural": 1 / number, "robust": 2.0}, "weights": {"natural": 1.0, "robust": 0.5}}

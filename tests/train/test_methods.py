@@ -26,6 +26,7 @@ ROWS = [
     ("ibp", {"eps": 0.05}, False),
     ("shi-ibp", {"eps": 0.05}, True),
     ("crown-ibp", {"eps": 0.05}, False),
+    ("wong-kolter", {"eps": 0.05, "projections": 4}, False),
 ]
 NETWORKS = {"plain": {}, "BatchNorm": {"norm": True}}
 EVERY = pytest.mark.parametrize(("name", "options", "norm"), ROWS, ids=[row[0] for row in ROWS])
@@ -39,6 +40,7 @@ OTHER_OPTIONS = [
     ("ibp", {"eps": Steps(start=0.1, at=(0.5,)), "kappa": Ramp(start=0.9, end=0.4)}),
     ("shi-ibp", {"eps": 0.1, "regularise": 0.2, "ramp": Course(begin=0.1, finish=0.9)}),
     ("crown-ibp", {"eps": 0.1, "kappa": 0.1, "beta": 0.3, "fusion": True}),
+    ("wong-kolter", {"eps": 0.1, "projections": 0, "ramp": Course(begin=0.1, finish=0.4)}),
     ("crown-ibp", {"eps": Ramp(end=0.1, begin=0.1, finish=0.3), "beta": Ramp(start=0.9, end=0.4)}),
 ]
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from tightrope.attacks import Pgd
 from tightrope.attacks import fgsm as one_step
-from tightrope.bounds import Interval, crown_ibp
+from tightrope.bounds import Interval, crown_ibp, fast_lin
+from tightrope.bounds.pullback import Scheme
 from tightrope.train import Ramp, terms
 
 PIXELS = 5
@@ -43,17 +44,18 @@ def test_natural_is_the_cross_entropy_of_each_example(batch):
 
 ROBUST = {
     "interval": terms.robust(Interval()),
-    "crown-ibp": terms.robust(crown_ibp()),
-    "mixed": terms.robust_mix(crown_ibp(), Interval(), 0.4),
+    "crown-ibp": terms.crown_ibp(1.0),
+    "crown-ibp, mixed": terms.crown_ibp(0.4),
     "fused": terms.fused_crown_ibp(1.0),
     "fused, mixed": terms.fused_crown_ibp(0.4),
+    "fast-lin": terms.relaxed(Scheme(fast_lin(), "parallel")),
 }
 EVERY_BOUND = pytest.mark.parametrize("term", ROBUST.values(), ids=ROBUST)
 
 
 @EVERY_BOUND
 @given(st.integers(0, 10**6), st.floats(1e-3, 0.6), st.booleans())
-@settings(max_examples=20)
+@settings(max_examples=10, deadline=None)
 def test_robust_is_never_below_the_loss_of_any_point_of_the_region(batch, term, seed, eps, norm):
     x, y = examples(seed)
     b = batch(small_network(seed, norm), eps=eps, x=x, y=y)
@@ -100,11 +102,17 @@ def test_the_gradient_is_that_of_finite_differences(batch, term, norm):
     )
 
 
+def test_crown_ibp_is_that_of_the_engine(batch):
+    x, y = examples(10)
+    b = batch(small_network(10, norm=False), eps=0.1, x=x, y=y)
+    torch.testing.assert_close(terms.crown_ibp(1.0)(b), terms.robust(crown_ibp())(b))
+
+
 def test_a_mixture_without_its_first_engine_is_the_second(batch):
     x, y = examples(11)
     b = batch(small_network(11, norm=False), eps=0.1, x=x, y=y)
     expected = terms.robust(Interval())(b)
-    for term in (terms.robust_mix(crown_ibp(), Interval(), 0.0), terms.fused_crown_ibp(0.0)):
+    for term in (terms.crown_ibp(0.0), terms.fused_crown_ibp(0.0)):
         assert torch.equal(term(b), expected)
 
 
@@ -115,8 +123,8 @@ def test_a_mixture_follows_its_schedule(batch):
         b = batch(module, eps=0.1, x=x, y=y, progress=progress)
         for moving, fixed in (
             (
-                terms.robust_mix(crown_ibp(), Interval(), share),
-                terms.robust_mix(crown_ibp(), Interval(), now),
+                terms.crown_ibp(share),
+                terms.crown_ibp(now),
             ),
             (terms.fused_crown_ibp(share), terms.fused_crown_ibp(now)),
         ):
@@ -130,7 +138,7 @@ def test_fusion_survives_bounds_whose_exponentials_overflow(batch):
         for parameter in module.parameters():
             parameter.mul_(100)
     b = batch(module, eps=0.5, x=x, y=y)
-    assert float(terms.robust(Interval())(b).max()) > 1e4
+    assert bool((terms.robust(Interval())(b) > 1e4).any())
     loss = terms.fused_crown_ibp(0.5)(b)
     assert torch.isfinite(loss).all()
     gradients = torch.autograd.grad(loss.sum(), list(module.parameters()))

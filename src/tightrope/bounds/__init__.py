@@ -4,18 +4,23 @@ from tightrope.bounds.base import Bounds, Engine, Estimate, Estimator, Guarantee
 from tightrope.bounds.compose import Intersect, Mix
 from tightrope.bounds.interval import Interval
 from tightrope.bounds.linear import Linear, crown, crown_ibp, fast_lin
+from tightrope.bounds.projected import Projected
+from tightrope.bounds.relaxed import Forward, RelaxedNetwork
 
 __all__ = [
     "Bounds",
     "Engine",
     "Estimate",
     "Estimator",
+    "Forward",
     "Guarantee",
     "Intersect",
     "Interval",
     "Linear",
     "Mix",
     "Problem",
+    "Projected",
+    "RelaxedNetwork",
     "crown",
     "crown_ibp",
     "fast_lin",

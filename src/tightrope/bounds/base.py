@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, overload, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -53,6 +54,7 @@ class Problem:
         x: inputs.
         region: where each input may move.
         spec: the rows `C`.
+        generator: source of randomness for estimators; torch's default if None.
 
     Raises:
         InputError: if `x` has another shape than the network was traced with.
@@ -62,6 +64,7 @@ class Problem:
     x: Float[Tensor, "batch *shape"]
     region: Region
     spec: Spec
+    generator: torch.Generator | None = None
     _found: dict[Estimator, Estimate] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

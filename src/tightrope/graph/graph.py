@@ -82,6 +82,16 @@ class Graph:
                     values[j] = None
         return _present(values[-1]), replace(self, nodes=_fold_batch_norms(nodes)) if changed else self
 
+    def entering(
+        self, x: Float[Tensor, "batch *shape"]
+    ) -> tuple[Float[Tensor, "batch classes"], dict[int, Tensor]]:
+        """The logits at fixed statistics, and what enters each activation by its node number."""
+        values = [x]
+        for node in self.nodes[1:]:
+            assert node.op is not None
+            values.append(node.op.apply(*[values[j] for j in node.inputs]))
+        return values[-1], {i: values[node.inputs[0]] for i, node in self.activations()}
+
     def has_batch_statistics(self) -> bool:
         """Whether a pass in the module's present mode depends on the whole batch (BatchNorm in training)."""
         ops = (node.op for node in self.nodes)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 
 from tightrope.report.read import Epoch
-from tightrope.verify import Status, Verdict
+from tightrope.verify import Radii, Status, Verdict
 from tightrope.verify.stages import LARGEST
 
 # Okabe and Ito's palette, told apart with every common colour blindness. The page's style sheet gives each
@@ -188,6 +188,43 @@ def margins(verdicts: Sequence[Verdict], key: str, alt: str) -> tuple[Markup, in
         return _svg(figure, key, alt), beyond
 
 
+def radii(curves: Mapping[str, Mapping[str, Radii]], key: str, alt: str) -> Markup:
+    """Certified accuracy against eps, one panel per norm and one line per file of radii.
+
+    Args:
+        curves: for each norm, as the page calls it, the radii by what the legend calls them.
+        key: what the ids in the SVG begin with.
+        alt: the plot in words.
+    """
+    names = list(dict.fromkeys(name for lines in curves.values() for name in lines))
+    looks = dict(zip(names, _looks(), strict=False))
+    with mpl.rc_context(_STYLE):
+        figure, panels = _panels(len(curves), 3.2)
+        for axes, (norm, lines) in zip(panels, curves.items(), strict=True):
+            for place, (name, found) in enumerate(lines.items(), start=1):
+                colour, dash = looks[name]
+                width = min(1.2 + len(lines) - place, 4.2)  # where lines lie on each other, all are seen
+                look: dict[str, Any] = {"color": PALETTE[colour], "linestyle": dash, "linewidth": width}
+                axes.step(*_steps(found), where="pre", label=name, **look)
+            axes.set_title(f"Certified accuracy in {norm}")
+            axes.set_xlabel("eps")
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.set_xlim(0, max(found.largest for found in lines.values()))
+            axes.set_ylim(-0.02, 1.02)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if len(names) > 1:
+            _legend(figure, *panels)
+        return _svg(figure, key, alt)
+
+
+def _steps(found: Radii) -> tuple[list[float], list[float]]:
+    """The corners of the curve: a share holds at its eps and below it, down to the eps before."""
+    proved = np.sort([one.radius for one in found if one.status != "misclassified"])
+    eps = np.unique([0.0, *proved, found.largest])
+    shares = (len(proved) - np.searchsorted(proved, eps)) / len(found)
+    return eps.tolist(), shares.tolist()
+
+
 def _panels(number: int, height: float) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     panels = [figure.add_subplot(1, number, place) for place in range(1, number + 1)]
@@ -226,9 +263,13 @@ def _logarithmic(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
+def _legend(figure: Figure, *panels: Axes) -> None:
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    if entries:
+        labels, handles = list(entries), list(entries.values())
         columns = 4 if max(map(len, labels)) < 24 else 2
         figure.legend(handles, labels, loc="outside upper left", ncols=min(len(labels), columns))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +20,9 @@ from tightrope.files import write_atomically
 from tightrope.report import figures
 from tightrope.report.examples import Example, Load, examples, loader
 from tightrope.report.figures import STATUS_COLOURS
-from tightrope.report.read import Certificate, Epoch, Run, read_run
+from tightrope.report.read import Certificate, Epoch, RadiusFile, Run, read_run
 from tightrope.train.schedules import last
-from tightrope.verify import Verdict
+from tightrope.verify import Radii, Verdict
 
 _NORMS = {"inf": "l∞", "2": "l2", "1": "l1"}
 
@@ -74,6 +74,28 @@ class CertificateView:
 
 
 @dataclass(frozen=True)
+class RadiusRow:
+    """A file of radii as a line of a table."""
+
+    name: str
+    file: str
+    setting: str
+    mean: str
+    median: str
+    at_largest: str
+    total: str
+
+
+@dataclass(frozen=True)
+class RadiiView:
+    """Files of radii as the page shows them: one plot, and one table."""
+
+    plot: Plot
+    rows: list[RadiusRow]
+    unlike: str
+
+
+@dataclass(frozen=True)
 class RunView:
     """A run as the page shows it."""
 
@@ -85,6 +107,7 @@ class RunView:
     recorded: list[tuple[str, str]]
     recipe: str
     certificates: list[CertificateView] = field(default_factory=list)
+    radii: RadiiView | None = None
     attacks: int = 0
     examples: list[Example] = field(default_factory=list)
     no_examples: str = ""
@@ -139,6 +162,7 @@ def write_report(runs: Sequence[Path], out: Path, data_root: Path | None = None)
         several=several,
         unlike=_unlike(list(read.values())),
         curves=_overlay(read) if several else None,
+        all_radii=_radii_of_all(read) if several else None,
         statuses=STATUS_COLOURS,
     )
     try:
@@ -195,6 +219,7 @@ def _run(label: str, run: Run, anchor: str, load: Load) -> RunView:
         certificates=[
             _certificate(one, f"{anchor}-certificate{place}") for place, one in enumerate(run.certificates)
         ],
+        radii=_radii(list(_named(run.radii)), anchor) if run.radii else None,
         attacks=len(attacks),
         examples=drawn,
         no_examples=why_none,
@@ -205,11 +230,12 @@ def _run(label: str, run: Run, anchor: str, load: Load) -> RunView:
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
     recipe: Mapping[str, Any] = run.recipe or {"method": {}}
     method = recipe["method"]
+    data = [one.data for one in run.certificates] + [one.data for one in run.radii]
     tested = dict.fromkeys(eps_text(one.identity["eps"]) for one in run.certificates)
     parameters = _fact(run, "parameters")
     finished: Epoch | dict[str, Any] = run.epochs[-1] if run.epochs else {}
     facts = {
-        "Data": recipe.get("data") or (run.certificates[0].data if run.certificates else None),
+        "Data": recipe.get("data") or next(iter(data), None),
         "Model": recipe.get("model"),
         "Parameters": f"{parameters:,}" if isinstance(parameters, int) else None,
         "Method": method.get("name"),
@@ -304,9 +330,8 @@ def _certificate(certificate: Certificate, key: str) -> CertificateView:
 
 def _setting(certificate: Certificate) -> str:
     identity = certificate.identity
-    norm = _NORMS.get(identity["norm"], identity["norm"])
     return (
-        f"verifier {identity['verifier']}, eps {eps_text(identity['eps'])} ({norm}), "
+        f"verifier {identity['verifier']}, eps {eps_text(identity['eps'])} ({_norm(identity)}), "
         f"{_number(len(certificate.verdicts), 'test example')} of {certificate.data}"
     )
 
@@ -364,6 +389,56 @@ def _margins(verdicts: Sequence[Verdict], key: str) -> Plot:
     if beyond:
         words += f" {_number(beyond, 'example')} beyond the ends are counted in the outermost bars."
     return Plot("Margins", svg, words)
+
+
+def _named(files: Sequence[RadiusFile], run: str = "") -> Iterator[tuple[str, RadiusFile]]:
+    """The files with what a legend calls them: the verifier, and the file where that is not enough."""
+    askings = [(one.identity["verifier"], one.identity["norm"]) for one in files]
+    for asking, one in zip(askings, files, strict=True):
+        yield run + asking[0] + (f" ({one.path.name})" if askings.count(asking) > 1 else ""), one
+
+
+def _radii_of_all(runs: Mapping[str, Run]) -> RadiiView | None:
+    files = [named for label, run in runs.items() for named in _named(run.radii, f"{label}, ")]
+    return _radii(files, "overlay") if files else None
+
+
+def _radii(files: Sequence[tuple[str, RadiusFile]], key: str) -> RadiiView:
+    files = sorted(files, key=lambda named: list(_NORMS).index(named[1].identity["norm"]))
+    curves: dict[str, dict[str, Radii]] = defaultdict(dict)
+    for name, one in files:
+        curves[_norm(one.identity)][name] = one.radii
+    rows = [_radius_row(name, one) for name, one in files]
+    means = "; ".join(f"{row.name}, mean radius {row.mean} ({row.setting})" for row in rows)
+    plot = Plot(
+        "Certified accuracy against eps",
+        figures.radii(curves, f"{key}-radii", f"Certified accuracy against eps: {means}."),
+        "For every eps, the share of all test examples proved robust at that eps or a larger one; at eps 0 "
+        "it is the clean accuracy. What is robust at one eps is robust at every smaller one, so every point "
+        "of a line is proved, and the true robust accuracy lies on the line or above it.",
+    )
+    unlike = _differences(
+        {"data": one.data, "examples": frozenset(radius.index for radius in one.radii)} for _, one in files
+    )
+    return RadiiView(plot, rows, unlike)
+
+
+def _radius_row(name: str, one: RadiusFile) -> RadiusRow:
+    summary = one.radii.summary()
+    return RadiusRow(
+        name,
+        one.path.name,
+        f"{_norm(one.identity)}, {_number(summary['examples'], 'test example')} of {one.data}, "
+        f"to within {summary['tolerance']:.4g}",
+        f"{summary['mean_radius']:#.4g}",
+        f"{summary['median_radius']:#.4g}",
+        f"{summary['at_largest']:,} at {eps_text(summary['largest'])}",
+        _duration(summary["seconds"]),
+    )
+
+
+def _norm(identity: Mapping[str, Any]) -> str:
+    return _NORMS.get(identity["norm"], str(identity["norm"]))
 
 
 def _training(epochs: Sequence[Epoch], key: str) -> Iterator[Plot]:
@@ -436,15 +511,24 @@ def _overlay(runs: Mapping[str, Run]) -> Plot | None:
 
 def _unlike(runs: Sequence[Run]) -> str:
     """A warning if the rows of the comparison do not measure the same thing."""
-    certificates = [one for run in runs for one in run.certificates]
-    rows = [(one.data, one.identity["eps"], one.identity["norm"]) for one in certificates]
-    names = ("data", "eps", "norm")
-    unlike = [
-        name for name, values in zip(names, zip(*rows, strict=True), strict=False) if len(set(values)) > 1
-    ]
-    sets = {frozenset(verdict.index for verdict in one.verdicts) for one in certificates}
-    if len(sets) > 1:
-        unlike.append("examples")
+    return _differences(
+        {
+            "data": one.data,
+            "eps": one.identity["eps"],
+            "norm": one.identity["norm"],
+            "examples": frozenset(verdict.index for verdict in one.verdicts),
+        }
+        for run in runs
+        for one in run.certificates
+    )
+
+
+def _differences(rows: Iterable[Mapping[str, Hashable]]) -> str:
+    found: dict[str, set[Hashable]] = defaultdict(set)
+    for row in rows:
+        for name, value in row.items():
+            found[name].add(value)
+    unlike = [name for name, values in found.items() if len(values) > 1]
     return f"The rows differ in {' and '.join(unlike)}: compare only rows that agree." if unlike else ""
 
 

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict bef
 from tightrope.errors import InputError
 from tightrope.files import check_line, read_json, read_lines
 from tightrope.train.schedules import Number, Real
-from tightrope.verify import Verdict, read_verdicts, summarise
+from tightrope.verify import Radii, Verdict, read_radii, read_verdicts, summarise
 
 _extensible = with_config(ConfigDict(extra="allow", strict=True))
 
@@ -115,6 +115,25 @@ class Certificate:
 
 
 @dataclass(frozen=True)
+class RadiusFile:
+    """One radius file."""
+
+    path: Path
+    radii: Radii
+
+    @property
+    def data(self) -> str:
+        """What the data set is called."""
+        return self.radii.header.get("data") or "unnamed data"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the radii rest on: norm, verifier, largest radius looked at, tolerance ..."""
+        found: dict[str, Any] = self.radii.header["identity"]
+        return found
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything that a run or results folder says; `missing` holds a sentence for each absent piece."""
 
@@ -125,6 +144,7 @@ class Run:
     result: dict[str, Any]
     epochs: list[Epoch]
     certificates: list[Certificate]
+    radii: list[RadiusFile]
     missing: list[str]
 
 
@@ -139,10 +159,11 @@ def read_run(folder: Path) -> Run:
     files = {
         name: folder / name for name in ("recipe.toml", "environment.json", "metrics.jsonl", "result.json")
     }
-    certify = sorted(folder.glob("certify-*.jsonl"))
-    if not certify and not any(path.is_file() for path in files.values()):
+    certify, radius = (sorted(folder.glob(f"{kind}-*.jsonl")) for kind in ("certify", "radius"))
+    if not certify and not radius and not any(path.is_file() for path in files.values()):
         raise InputError(
-            f"{folder} is not a run folder: it holds none of {', '.join(files)}, certify-*.jsonl; "
+            f"{folder} is not a run folder: it holds none of {', '.join(files)}, certify-*.jsonl, "
+            "radius-*.jsonl; "
             "give the folder that `tightrope train --out` made"
         )
     recipe, recipe_text = _read_recipe(files["recipe.toml"]) if files["recipe.toml"].is_file() else (None, "")
@@ -152,6 +173,7 @@ def read_run(folder: Path) -> Run:
     )
     epochs = read_metrics(files["metrics.jsonl"]) if files["metrics.jsonl"].is_file() else []
     certificates = [Certificate(path, *read_verdicts(path)) for path in certify]
+    radii = [RadiusFile(path, read_radii(path)) for path in radius]
 
     missing = []
     if recipe is None:
@@ -171,8 +193,10 @@ def read_run(folder: Path) -> Run:
         for certificate in certificates
         if not certificate.verdicts
     ]
+    missing += [f"{one.path.name} holds no radius yet, so it is left out." for one in radii if not one.radii]
     finished = [certificate for certificate in certificates if certificate.verdicts]
-    return Run(folder, recipe, recipe_text, environment, result, epochs, finished, missing)
+    searched = [one for one in radii if one.radii]
+    return Run(folder, recipe, recipe_text, environment, result, epochs, finished, searched, missing)
 
 
 def _read_recipe(path: Path) -> tuple[Recipe, str]:

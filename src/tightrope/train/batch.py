@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from tightrope.attacks import Pgd
 from tightrope.bounds import Problem
+from tightrope.bounds.pullback import Pullback, Scheme, pull_back
 from tightrope.graph import Graph
 from tightrope.region import Region
 from tightrope.spec import Spec
@@ -20,6 +22,23 @@ Term = Callable[["Batch"], Tensor]
 
 SMALLEST_EPS = 1e-6
 """Radius at which a regulariser looks at bounds while the schedule is still at 0 (Shi et al. 2021)."""
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The inputs at which a linear relaxation is smallest, one for each wrong class.
+
+    Args:
+        bound: the relaxation's value there, the lower bound of each margin.
+        margins: the network's own margin there.
+        entering: what enters each activation there, `(batch, classes - 1, *shape)`.
+        coefficients: of what each activation yields, in the relaxation.
+    """
+
+    bound: Float[Tensor, "batch rivals"]
+    margins: Float[Tensor, "batch rivals"]
+    entering: dict[int, Tensor]
+    coefficients: dict[int, Tensor]
 
 
 class Batch:
@@ -46,6 +65,8 @@ class Batch:
         self.graph, self.x, self.y, self.region = graph, x, y, region
         self.progress, self._generator = progress, generator
         self._attacked: dict[Pgd, Tensor] = {}
+        self._pulled: dict[Scheme, Pullback] = {}
+        self._worst: dict[Scheme, Worst] = {}
 
     @cached_property
     def _clean(self) -> tuple[Tensor, Graph]:
@@ -76,7 +97,35 @@ class Batch:
     def problem(self) -> Problem:
         """The margins over the `floored` region, of which every bound is asked once."""
         spec = Spec.margins(self.y, self.graph.classes, self.x)
-        return Problem(self.fixed, self.x, self.floored, spec)
+        return Problem(self.fixed, self.x, self.floored, spec, self._generator)
+
+    def pulled(self, scheme: Scheme) -> Pullback:
+        """The margins pulled back to the input over a linear relaxation."""
+        if scheme not in self._pulled:
+            self._pulled[scheme] = pull_back(self.problem, scheme)
+        return self._pulled[scheme]
+
+    def worst(self, scheme: Scheme) -> Worst:
+        """Where a linear relaxation is smallest, and what the network does there."""
+        if scheme not in self._worst:
+            pulled = self.pulled(scheme)
+            others = torch.arange(self.graph.classes - 1, device=self.y.device)
+            rivals = others + (others >= self.y.unsqueeze(1))
+
+            def chosen(rows: Tensor) -> Tensor:
+                chosen = rows.flatten(2).take_along_dim(rivals.unsqueeze(2), 1)
+                return chosen.view(*rivals.shape, *rows.shape[2:])
+
+            points = self.floored.minimiser(self.x, chosen(pulled.reached[0]))
+            logits, entering = self.fixed.entering(points.flatten(0, 1))
+            margins = (chosen(self.problem.spec.rows) * logits.unflatten(0, points.shape[:2])).sum(2)
+            self._worst[scheme] = Worst(
+                bound=pulled.lower.take_along_dim(rivals, 1),
+                margins=margins,
+                entering={i: z.unflatten(0, points.shape[:2]) for i, z in entering.items()},
+                coefficients={i: chosen(rows) for i, rows in pulled.reached.items() if i},
+            )
+        return self._worst[scheme]
 
     def attacked(self, attack: Pgd) -> Float[Tensor, "batch *shape"]:
         """The inputs after an attack on the network at its running statistics."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tightrope.bounds import Interval, Problem
+from tightrope.bounds import Engine, Problem
 from tightrope.graph import Graph
 from tightrope.graph.ops import LeakyReLU, ReLU
 from tightrope.region import Box
@@ -28,15 +28,17 @@ class HeldOut:
 
 
 @torch.no_grad()
-def evaluate(graph: Graph, held_out: HeldOut, eps: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Clean and IBP-certified accuracy, and per layer the share of dead, active and unstable neurons.
+def evaluate(
+    graph: Graph, held_out: HeldOut, eps: float, engine: Engine
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Clean and certified accuracy, and per layer the share of dead, active and unstable neurons.
 
     In the run's own precision and at running statistics: a guide for the eye, not a verdict.
 
     Returns:
         A record of accuracies, and one record per layer of ReLUs.
     """
-    frozen, region, engine = graph.frozen(), Box(eps), Interval()
+    frozen, region = graph.frozen(), Box(eps)
     clean, certified = 0, 0
     layers: dict[int, Tensor] = {}
     for x, y in zip(held_out.x.split(CHUNK), held_out.y.split(CHUNK), strict=True):

@@ -244,7 +244,7 @@ def _epoch_record(
 ) -> dict[str, Any]:
     losses = done.means()
     gradient_norm = losses.pop("gradient_norm")
-    accuracy, layers = evaluate(graph, held_out, test_eps)
+    accuracy, layers = evaluate(graph, held_out, test_eps, now.method.engine)
     return {
         "epoch": now.epoch + 1,
         "step": done.step,

@@ -11,13 +11,16 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ParamSpec
+from typing import Annotated, Any, ParamSpec, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tightrope.attacks import Pgd
 from tightrope.attacks import fgsm as one_step
-from tightrope.bounds import Interval, Linear
+from tightrope.bounds import Engine, Interval, Linear
+from tightrope.bounds.projected import Projected
+from tightrope.bounds.pullback import Scheme
+from tightrope.bounds.relaxed import Forward
 from tightrope.errors import InputError
 from tightrope.graph import Graph
 from tightrope.train import regularisers, terms
@@ -26,6 +29,7 @@ from tightrope.train.initialise import ibp_initialisation
 from tightrope.train.schedules import Course, Number, NumberOrRamp, Ramp, Real, Steps, Whole, at, last
 
 P = ParamSpec("P")
+R = TypeVar("R", "Method", "Modifier")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,19 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Relaxation:
+    """The linear relaxation that a robust loss rests on.
+
+    Args:
+        scheme: how the activations are relaxed.
+        presence: how much of a regulariser of this relaxation counts: 1 is all of it.
+    """
+
+    scheme: Scheme
+    presence: Ramp
+
+
+@dataclass(frozen=True)
 class Method:
     """What a network is trained for.
 
@@ -54,14 +71,31 @@ class Method:
         eps: radius of the region in pixel units, a number or a schedule.
         losses: what is summed, each times its weight.
         initialise: what is done to the network before the first step.
+        engine: what certifies the held-out examples in the metrics.
+        relaxation: the linear relaxation that its robust loss rests on, if it does.
         options: what its function was called with; part of a run's identity.
+        modifiers: what was added by `method | modifier`: each one's options by its name.
     """
 
     name: str
     eps: Number
     losses: tuple[Loss, ...]
     initialise: Callable[[Graph], None] | None = None
+    engine: Engine = field(default_factory=Interval)
+    relaxation: Relaxation | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    modifiers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __or__(self, modifier: Modifier) -> Method:
+        """The method with something more: `ibp(eps=0.3) | tightness_r()`.
+
+        Raises:
+            InputError: if it already has this modifier, or the modifier does not apply to it.
+        """
+        if modifier.name in self.modifiers:
+            raise InputError(f"{self.name} already has the modifier {modifier.name}")
+        modifiers = {**self.modifiers, modifier.name: modifier.options}
+        return replace(modifier.change(self), modifiers=modifiers)
 
     def __post_init__(self) -> None:
         certified = [loss for loss in self.losses if loss.certified]
@@ -78,31 +112,52 @@ class Method:
                 raise InputError(f"{self.name}: {what} must be finite and not negative, got {number}")
 
 
+@dataclass(frozen=True)
+class Modifier:
+    """What can be added to many methods.
+
+    Args:
+        name: its published name.
+        change: the method with it.
+        options: what its function was called with; part of a run's identity.
+    """
+
+    name: str
+    change: Callable[[Method], Method]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 METHODS: dict[str, Callable[..., Method]] = {}
+MODIFIERS: dict[str, Callable[..., Modifier]] = {}
 
 
-def _published(function: Callable[P, Method]) -> Callable[P, Method]:
-    """Register a method under its name, and note the options it was made with."""
-    signature = inspect.signature(function)
+def published(registry: dict[str, Callable[..., R]]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Register a method or modifier under its name, and note the options it was made with."""
 
-    @functools.wraps(function)
-    def make(*args: P.args, **kwargs: P.kwargs) -> Method:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        options = {k: v.model_dump() if isinstance(v, BaseModel) else v for k, v in bound.arguments.items()}
-        return replace(function(*args, **kwargs), options=options)
+    def register(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
 
-    METHODS[function.__name__.replace("_", "-")] = make
-    return make
+        @functools.wraps(function)
+        def make(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            given = bound.arguments.items()
+            options = {k: v.model_dump() if isinstance(v, BaseModel) else v for k, v in given}
+            return replace(function(*args, **kwargs), options=options)
+
+        registry[function.__name__.replace("_", "-")] = make
+        return make
+
+    return register
 
 
-@_published
+@published(METHODS)
 def standard() -> Method:
     """Natural training: the cross-entropy of the clean inputs."""
     return Method("standard", 0.0, (Loss("natural", 1.0, terms.natural),))
 
 
-@_published
+@published(METHODS)
 def fgsm(eps: Number, step: Real = 1.25) -> Method:
     """Adversarial training with one gradient step from a random start (Wong et al. 2020).
 
@@ -113,7 +168,7 @@ def fgsm(eps: Number, step: Real = 1.25) -> Method:
     return Method("fgsm", eps, (Loss("adversarial", 1.0, terms.adversarial(one_step(step))),))
 
 
-@_published
+@published(METHODS)
 def pgd(eps: Number, steps: Whole = 7, step: Real = 0.3) -> Method:
     """Adversarial training with projected gradient ascent (Madry et al. 2018).
 
@@ -126,7 +181,7 @@ def pgd(eps: Number, steps: Whole = 7, step: Real = 0.3) -> Method:
     return Method("pgd", eps, (Loss("adversarial", 1.0, terms.adversarial(attack)),))
 
 
-@_published
+@published(METHODS)
 def ibp(eps: Number, kappa: NumberOrRamp = 0.5, ramp: Course = Course(begin=0.03, finish=0.2)) -> Method:
     """Interval bound propagation (Gowal et al. 2018): `kappa CE(f(x)) + (1 - kappa) CE(-m_IBP)`.
 
@@ -142,7 +197,7 @@ def ibp(eps: Number, kappa: NumberOrRamp = 0.5, ramp: Course = Course(begin=0.03
     return Method("ibp", eps, losses)
 
 
-@_published
+@published(METHODS)
 def shi_ibp(
     eps: Number,
     regularise: Real = 0.5,
@@ -169,7 +224,7 @@ def shi_ibp(
     return Method("shi-ibp", eps, losses, initialise=ibp_initialisation)
 
 
-@_published
+@published(METHODS)
 def crown_ibp(
     eps: Number,
     kappa: NumberOrRamp = 0.5,
@@ -193,10 +248,33 @@ def crown_ibp(
     beta = beta if isinstance(beta, Ramp) else ramp.between(1.0, beta)
     if not all(0 <= share <= 1 for share in (beta.start, beta.end)):
         raise InputError(f"crown-ibp: beta is a share and must lie in [0, 1], got {beta}")
-    engine = Linear("adaptive", "interval", sides="lower")
-    robust = terms.fused_crown_ibp(beta) if fusion else terms.robust_mix(engine, Interval(), beta)
+    robust = terms.fused_crown_ibp(beta) if fusion else terms.crown_ibp(beta)
     losses = (Loss("natural", kappa, terms.natural), Loss("robust", _rest(kappa), robust, certified=True))
-    return Method("crown-ibp", eps, losses)
+    return Method("crown-ibp", eps, losses, relaxation=Relaxation(terms.CROWN_IBP, beta))
+
+
+@published(METHODS)
+def wong_kolter(
+    eps: Number,
+    projections: Annotated[Whole, Field(ge=0)] = 50,
+    ramp: Course = Course(begin=0.0, finish=0.25),
+) -> Method:
+    """Wong and Kolter 2018: `CE(-m)` with the dual (Fast-Lin) bound of the margins.
+
+    Args:
+        eps: radius at the end of the ramp, in pixel units; or a schedule (a ramp sets the course too).
+        projections: random directions that stand for the columns of a layer with more of them (Wong et
+            al. 2018): an estimate, for training alone. 0 bounds every neuron exactly.
+        ramp: when eps rises, and a regulariser of the relaxation comes in; the default is the first
+            20 epochs of 80.
+    """
+    eps, ramp = _on(ramp, eps)
+    boxes = Projected(projections) if projections else Forward()
+    scheme = Scheme(boxes, "parallel")
+    losses = (Loss("robust", 1.0, terms.relaxed(scheme), certified=True),)
+    relaxation = Relaxation(scheme, ramp.between(0.0, 1.0))
+    exact = Linear("parallel", "linear", sides="lower")
+    return Method("wong-kolter", eps, losses, engine=exact, relaxation=relaxation)
 
 
 def _on(ramp: Course, eps: float | Ramp | Steps) -> tuple[Ramp | Steps, Course]:

@@ -51,5 +51,5 @@ def predict_seconds(
             times.append(time.perf_counter() - began)
         per_example += (stop - start) * min(times[1:]) / count
     began = time.perf_counter()
-    evaluate(copied, held_out, test_eps)
+    evaluate(copied, held_out, test_eps, method.engine)
     return training.epochs * (examples * per_example + time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""Regularisers: one value for a batch, computed from the bounds that the losses use anyway."""
+"""Regularisers, computed from the bounds that the losses use anyway: one value for a batch or per example."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tightrope.bounds import Estimator
+from tightrope.bounds.pullback import Scheme
+from tightrope.bounds.relax import Lines
+from tightrope.errors import InputError
 from tightrope.graph.ops import LeakyReLU, ReLU
 from tightrope.train.batch import Batch, Term
 
@@ -49,6 +52,58 @@ def shi_relu(engine: Estimator, tau: float = 0.5) -> Term:
             total = total + _imbalance((centre * active).sum(), -(centre * inactive).sum(), tau)
             total = total + _imbalance((spread * active).sum(), (spread * inactive).sum(), tau)
         return total / (max(len(boxes), 1) * tau)
+
+    return term
+
+
+def tightness_d(scheme: Scheme) -> Term:
+    """The gap between relaxation and network at the relaxation's worst input: `sum_t d_t`.
+
+    `d_t = <c_t, h(x + delta_0*)> - p_t*`, never negative; `p_t*` is the relaxed lower bound of the margin
+    over class t. Source: tight_relaxation.txt, section 4.2; seeds.md, section 2.
+    """
+
+    def term(batch: Batch) -> Float[Tensor, "batch"]:
+        if batch.still:
+            return batch.x.new_zeros(len(batch.x))
+        worst = batch.worst(scheme)
+        return (worst.margins - worst.bound).sum(1)
+
+    return term
+
+
+def tightness_r(scheme: Scheme) -> Term:
+    """How far the worst input is from where each relaxation is exact: `sum_t r_t`.
+
+    `r_t` is the mean over the unstable neurons of the distance from the network's own pre-activation z at
+    `x + delta_0*` to where the line that the bound rests on meets the activation. The upper line does so
+    at the ends l and u, Fast-Lin's lower line at 0 (tight_relaxation.txt, section 4.3), CROWN's lower
+    lines of slope 0 and 1 on all of one side of 0.
+
+    Raises:
+        InputError: where an activation has no kink at 0.
+    """
+
+    def term(batch: Batch) -> Float[Tensor, "batch"]:
+        if batch.still:
+            return batch.x.new_zeros(len(batch.x))
+        pulled, worst = batch.pulled(scheme), batch.worst(scheme)
+        total = torch.zeros_like(worst.bound)
+        unstable = batch.x.new_zeros(len(batch.x))
+        for i, coefficients in worst.coefficients.items():
+            op, lines = batch.graph.nodes[i].op, pulled.relaxations[i]
+            if not isinstance(op, ReLU | LeakyReLU) or not isinstance(lines, Lines):
+                raise InputError(f"tightness-r is about ReLU and LeakyReLU, not {type(op).__name__}")
+            lower, upper = (end.unsqueeze(1) for end in pulled.boxes[i])
+            slope, flattest = lines.lower_slope.unsqueeze(1), op.slope if isinstance(op, LeakyReLU) else 0.0
+            z, counted = worst.entering[i], (lower < 0) & (upper > 0)
+            to_kink = torch.where(slope <= flattest, z.clamp(min=0), (-z).clamp(min=0))
+            to_kink = torch.where((slope > flattest) & (slope < 1), z.abs(), to_kink)
+            to_end = torch.minimum((z - lower).abs(), (z - upper).abs())
+            distance = torch.where(coefficients >= 0, to_kink, to_end)
+            total = total + torch.where(counted, distance, 0.0).flatten(2).sum(2)
+            unstable = unstable + counted.flatten(1).sum(1)
+        return total.sum(1) / unstable.clamp(min=1)
 
     return term
 

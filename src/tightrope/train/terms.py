@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Engine, Estimator, Interval, Mix
+from tightrope.bounds import Estimator, Interval
 from tightrope.bounds.linear import lower_bound, relax_all
+from tightrope.bounds.pullback import Scheme
 from tightrope.train.batch import Batch, Term
 from tightrope.train.schedules import Number, at
 
@@ -44,14 +45,37 @@ def robust(engine: Estimator) -> Term:
     return term
 
 
-def robust_mix(first: Engine, second: Engine, share: Number) -> Term:
-    """`robust` of a mixture of two engines, whose share moves during the run.
+def relaxed(scheme: Scheme) -> Term:
+    """`CE(-m_low, y)` with the margins pulled back over a linear relaxation.
 
-    Source: certified_training_chapter.txt, eq. 14.13 (CROWN-IBP: `share` is its beta).
+    Source: Wong and Kolter 2018, eq. 12; tight_relaxation.txt, eq. 10.
     """
 
     def term(batch: Batch) -> Float[Tensor, "batch"]:
-        return robust(Mix(first, second, at(share, batch.progress)))(batch)
+        if batch.still:
+            return natural(batch)
+        return F.cross_entropy(-batch.pulled(scheme).lower, batch.y, reduction="none")
+
+    return term
+
+
+CROWN_IBP = Scheme(Interval(), "adaptive")
+"""CROWN's lines over interval boxes."""
+
+
+def crown_ibp(share: Number) -> Term:
+    """`CE(-m, y)` with `m = share m_CROWN-IBP + (1 - share) m_IBP`.
+
+    Source: Zhang et al. 2020, eq. 10; certified_training_chapter.txt, section 14.3 (share is its beta).
+    """
+
+    def term(batch: Batch) -> Float[Tensor, "batch"]:
+        beta = at(share, batch.progress)
+        if batch.still or beta == 0:
+            return robust(Interval())(batch)
+        interval = batch.problem.bounds(Interval()).lower
+        lower = torch.lerp(interval, batch.pulled(CROWN_IBP).lower, beta)
+        return F.cross_entropy(-lower, batch.y, reduction="none")
 
     return term
 
@@ -78,7 +102,7 @@ def fused_crown_ibp(share: Number) -> Term:
         wide = upper - lower > 1e-6  # a constant bounds S above where rounding would spoil the chord
         slope = torch.where(wide, (bottom - top) / torch.where(wide, upper - lower, 1.0), 0.0)
         row = -(slope.unsqueeze(1) @ problem.spec.rows)
-        relaxations = relax_all(problem.graph, interval.boxes, "adaptive")
+        relaxations = relax_all(problem.graph, interval.boxes, CROWN_IBP.slope)
         last = len(problem.graph.nodes) - 1
         least = lower_bound(problem.graph, problem.x, problem.region, last, row, relaxations).squeeze(1)
         chord = (top - slope * lower).sum(1) - least

@@ -1,6 +1,7 @@
-"""Certification: verdicts on examples, one by one."""
+"""Certification: verdicts on examples, and certified radii, one by one."""
 
 from tightrope.verify.pipeline import Certification, Judge, certify
+from tightrope.verify.radius import Radii, Radius, certified_radii, read_radii
 from tightrope.verify.records import read_verdicts
 from tightrope.verify.stages import CERTIFICATION_ATTACK, VERIFIERS, BoundStage
 from tightrope.verify.verdict import Status, Verdict, Witness, summarise
@@ -11,10 +12,14 @@ __all__ = [
     "BoundStage",
     "Certification",
     "Judge",
+    "Radii",
+    "Radius",
     "Status",
     "Verdict",
     "Witness",
+    "certified_radii",
     "certify",
+    "read_radii",
     "read_verdicts",
     "summarise",
 ]

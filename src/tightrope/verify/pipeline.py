@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from tightrope.graph import Graph, recast
 from tightrope.identity import check_identity
 from tightrope.progress import Progress
 from tightrope.region import Region
-from tightrope.verify.records import FORMAT, read_verdicts, to_record
+from tightrope.verify.records import FORMAT, VERDICTS, Kind, R, read_records
 from tightrope.verify.stages import BoundStage, answer, attack_stage, find_verifier
 from tightrope.verify.verdict import Status, Verdict, Witness, summarise
 
@@ -99,40 +99,79 @@ def certify(
         IdentityError: if the file to resume from was made with another network, data or settings.
         SoundnessViolation: if an example is both certified and attacked; the example is saved.
     """
-    if first is not None and first < 1:
-        raise InputError(f"the number of examples to certify must be positive, got {first}")
     if isinstance(region.eps, Tensor):
         raise InputError("a certification has one radius for all examples: give eps as a number")
     stages = find_verifier(verifier)
     identity = {
-        "weights": fingerprint(graph.module.state_dict()),
-        "network": _structure(graph),
-        "data": examples.identity(),
+        **identify(graph, examples, region),
         "eps": region.eps,
-        "norm": region.norm,
-        "domain": None if region.domain is None else list(region.domain),
         "verifier": verifier,
         "attack": None if attack is None else {"name": type(attack).__name__.lower(), **vars(attack)},
         "seed": seed,
     }
     header = {"format": FORMAT, "identity": identity, **(about or {})}
-    known: dict[int, Verdict] = {}
+    judge = Judge(graph, region, stages, attack, seed)
+    verdicts = go_through(
+        examples,
+        lambda x, y, index: judge(x, y, index, out),
+        VERDICTS,
+        header,
+        label="certify",
+        first=first,
+        batch=CHUNK,
+        out=out,
+        resume=resume,
+    )
+    return Certification(verdicts, header, sum(verdict.seconds for verdict in verdicts))
+
+
+def go_through(
+    examples: Examples,
+    judge: Callable[[Tensor, Tensor, Tensor], list[R]],
+    kind: Kind[R],
+    header: dict[str, Any],
+    *,
+    label: str,
+    first: int | None,
+    batch: int,
+    out: Path | None,
+    resume: bool,
+) -> tuple[R, ...]:
+    """One record per example, by index; appended to a file batch by batch.
+
+    Args:
+        examples: the data set.
+        judge: yields the records of a batch: inputs, labels and indices.
+        kind: of the file.
+        header: of the file; its "identity" must agree with that of a file to resume.
+        label: what is going on, for the progress.
+        first: only the first so many examples.
+        batch: examples per batch, and between two writes.
+        out: the file; None writes none.
+        resume: go on from it.
+
+    Raises:
+        InputError: if `first` is no positive number, the file cannot be written, or it already exists
+            and `resume` is not asked for.
+        IdentityError: if the file to resume from rests on something else.
+    """
+    if first is not None and first < 1:
+        raise InputError(f"the number of examples must be positive, got {first}")
+    known: dict[int, R] = {}
     with _only_writer_of(out):
         if out is not None:
-            known = _start(out, header, resume)
+            known = _start(out, kind, header, resume)
         total = min(first or len(examples), len(examples))
-        judge = Judge(graph, region, stages, attack, seed)
-        # Always the same chunks, so that a resumed run attacks from the same random starts.
-        chunks = [c for c in torch.arange(total).split(CHUNK) if any(i not in known for i in c.tolist())]
-        with Progress("certify", total, total - sum(map(len, chunks)), unit="example") as progress:
+        # Always the same batches, so that a resumed run attacks from the same random starts.
+        chunks = [c for c in torch.arange(total).split(batch) if any(i not in known for i in c.tolist())]
+        with Progress(label, total, total - sum(map(len, chunks)), unit="example") as progress:
             for x, y, index in examples.batches(chunks):
-                verdicts = [verdict for verdict in judge(x, y, index, out) if verdict.index not in known]
-                known.update((verdict.index, verdict) for verdict in verdicts)
+                records = [record for record in judge(x, y, index) if record.index not in known]
+                known.update((record.index, record) for record in records)
                 if out is not None:
-                    append_lines(out, map(to_record, verdicts))
+                    append_lines(out, map(kind.dump, records))
                 progress.advance(len(index))
-    verdicts = [known[i] for i in range(total)]
-    return Certification(tuple(verdicts), header, sum(verdict.seconds for verdict in verdicts))
+    return tuple(known[i] for i in range(total))
 
 
 class Judge:
@@ -159,12 +198,7 @@ class Judge:
             InputError: if an input is NaN or lies outside the region's domain.
             SoundnessViolation: if an example is both certified and attacked.
         """
-        x = x.double()
-        if not torch.equal(x, self.region.clip(x)) or bool(x.isnan().any()):
-            raise InputError(
-                f"the inputs must be numbers in the region's domain {self.region.domain}, "
-                f"got {float(x.min()):.4g} to {float(x.max()):.4g}; scale them"
-            )
+        x = exact_inputs(x, self.region)
         verdicts = self._look(x, y, index)
         if self.attack is not None:
             self._falsify(verdicts, self.attack, x, y)
@@ -250,6 +284,32 @@ class Judge:
         )
 
 
+def exact_inputs(x: Tensor, region: Region) -> Tensor:
+    """The inputs in float64.
+
+    Raises:
+        InputError: if one is NaN or lies outside the region's domain.
+    """
+    x = x.double()
+    if not torch.equal(x, region.clip(x)) or bool(x.isnan().any()):
+        raise InputError(
+            f"the inputs must be numbers in the region's domain {region.domain}, "
+            f"got {float(x.min()):.4g} to {float(x.max()):.4g}; scale them"
+        )
+    return x
+
+
+def identify(graph: Graph, examples: Examples, region: Region) -> dict[str, Any]:
+    """What tells this network, this data and this kind of region from others, whatever the radius."""
+    return {
+        "weights": fingerprint(graph.module.state_dict()),
+        "network": _structure(graph),
+        "data": examples.identity(),
+        "norm": region.norm,
+        "domain": None if region.domain is None else list(region.domain),
+    }
+
+
 def _structure(graph: Graph) -> str:
     """A hash of a network without its weights: its operators, their settings, and how they connect."""
     # A module says its settings: BatchNorm its eps, a pooling layer its window.
@@ -284,16 +344,16 @@ def _only_writer_of(out: Path | None) -> Iterator[None]:
         lock.release()
 
 
-def _start(out: Path, header: dict[str, Any], resume: bool) -> dict[int, Verdict]:
-    """Begin a file of verdicts, or read what an earlier run left in it."""
+def _start(out: Path, kind: Kind[R], header: dict[str, Any], resume: bool) -> dict[int, R]:
+    """Begin a file of records, or read what an earlier run left in it."""
     if not out.exists():
         write_atomically(out, to_json(header) + "\n")
         return {}
     if not resume:
         raise InputError(f"{out} already exists: go on with it (--resume), or write elsewhere (--out)")
-    found, verdicts = read_verdicts(out)
+    found, records = read_records(out, kind)
     check_identity(found["identity"], header["identity"], str(out))
     # A line that was cut off by a crash must not be continued.
-    lines = [to_json(record) + "\n" for record in (found, *map(to_record, verdicts))]
+    lines = [to_json(record) + "\n" for record in (found, *map(kind.dump, records))]
     write_atomically(out, "".join(lines))
-    return {verdict.index: verdict for verdict in verdicts}
+    return {record.index: record for record in records}

@@ -1,12 +1,14 @@
-"""Files of verdicts: a header that says what they rest on, then one verdict a line (JSON lines)."""
+"""Files of records: a header that says what they rest on, then one record a line (JSON lines)."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Generic, Literal, NotRequired, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
@@ -19,13 +21,44 @@ from tightrope.verify.verdict import Status, Verdict, Witness
 
 FORMAT = "tightrope-certify/1"
 
-_Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Length = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@runtime_checkable
+class Numbered(Protocol):
+    """Something about one example."""
+
+    @property
+    def index(self) -> int:
+        """Number of the example in its data set."""
+        ...
+
+
+R = TypeVar("R", bound=Numbered)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[R]):
+    """A kind of file.
+
+    Args:
+        header: what its first line must be, as a TypedDict.
+        line: what every other line must be, likewise.
+        load: makes a record of a line; a ValueError if the line does not add up.
+        dump: makes JSON values of a record.
+    """
+
+    header: type
+    line: type
+    load: Callable[[dict[str, Any]], R]
+    dump: Callable[[R], dict[str, Any]]
 
 
 @with_config(ConfigDict(extra="allow", strict=True))
 class _Identity(TypedDict):
-    eps: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    eps: Length
     norm: str
     verifier: str
     attack: dict[str, Any] | None
@@ -40,25 +73,21 @@ class _Header(TypedDict):
 
 @with_config(ConfigDict(strict=True))
 class _Witness(TypedDict):
-    shape: list[_Count]
+    shape: list[Count]
     float64: str
-    predicted: _Count
+    predicted: Count
 
 
 @with_config(ConfigDict(strict=True))
 class _Verdict(TypedDict):
-    index: _Count
-    label: _Count
-    predicted: _Count
+    index: Count
+    label: Count
+    predicted: Count
     status: Status
     stage: str
     margin: _Finite
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    seconds: Length
     witness: _Witness | None
-
-
-_HEADER: TypeAdapter[Any] = TypeAdapter(_Header)
-_VERDICT: TypeAdapter[Any] = TypeAdapter(_Verdict)
 
 
 def to_record(verdict: Verdict) -> dict[str, Any]:
@@ -74,33 +103,39 @@ def to_record(verdict: Verdict) -> dict[str, Any]:
     return {**vars(verdict), "witness": witness}
 
 
-def read_verdicts(path: Path) -> tuple[dict[str, Any], list[Verdict]]:
-    """Header and verdicts of a file, in file order; a last line that was cut off is left out.
+def read_records(path: Path, kind: Kind[R]) -> tuple[dict[str, Any], list[R]]:
+    """Header and records of a file, in file order; a last line that was cut off is left out.
 
     Raises:
         InputError: if the file cannot be read, has no header or one of another format, holds an
-            example twice, or a line that is no verdict; the message names file and line.
+            example twice, or a line that is no such record; the message names file and line.
     """
     lines = read_lines(path)
     if not lines:
         raise InputError(f"{path}, line 1: the header is missing; delete the file and start afresh")
-    header = check_line(_HEADER, lines[0], path, 1)
-    verdicts: list[Verdict] = []
+    header = check_line(TypeAdapter[dict[str, Any]](kind.header), lines[0], path, 1)
+    line_type = TypeAdapter[dict[str, Any]](kind.line)
+    records: list[R] = []
     first_line: dict[int, int] = {}
     for number, line in enumerate(lines[1:], start=2):
-        record = check_line(_VERDICT, line, path, number)
+        found = check_line(line_type, line, path, number)
         try:
-            verdict = _from_record(record)
+            record = kind.load(found)
         except ValueError as error:
             raise InputError(f"{path}, line {number}: {error}; restore the file, or start afresh") from None
-        first = first_line.setdefault(verdict.index, number)
+        first = first_line.setdefault(record.index, number)
         if first != number:
             raise InputError(
-                f"{path}, line {number}: example {verdict.index} already stands on line {first}; "
+                f"{path}, line {number}: example {record.index} already stands on line {first}; "
                 "remove one of the two, or start afresh"
             )
-        verdicts.append(verdict)
-    return header, verdicts
+        records.append(record)
+    return header, records
+
+
+def read_verdicts(path: Path) -> tuple[dict[str, Any], list[Verdict]]:
+    """`read_records` of a file of verdicts."""
+    return read_records(path, VERDICTS)
 
 
 def _from_record(record: dict[str, Any]) -> Verdict:
@@ -117,3 +152,6 @@ def _from_record(record: dict[str, Any]) -> Verdict:
         raise ValueError(f"a witness of shape {found['shape']} needs {needed} bytes, got {len(content)}")
     values = np.frombuffer(content, "<f8").astype("f8").reshape(found["shape"])
     return Verdict(**{**record, "witness": Witness(from_numpy(values), found["predicted"])})
+
+
+VERDICTS = Kind(_Header, _Verdict, _from_record, to_record)

@@ -1,0 +1,89 @@
+"""What can be added to methods, and to which."""
+
+from __future__ import annotations
+
+import pytest
+
+import tightrope as tr
+from tightrope.errors import InputError, RecipeError
+from tightrope.recipes import build_method, parse_recipe
+from tightrope.train import METHODS, MODIFIERS
+from tightrope.train.schedules import at
+
+# name, other options than the defaults
+ROWS = [("tightness-r", {"gamma": 0.1}), ("tightness-d", {"lam": 0.2})]
+EVERY = pytest.mark.parametrize(("name", "options"), ROWS, ids=[row[0] for row in ROWS])
+RELAXED = ["crown-ibp", "wong-kolter"]
+
+
+def test_the_table_has_every_modifier():
+    assert [name for name, _ in ROWS] == list(MODIFIERS)
+
+
+@EVERY
+@pytest.mark.parametrize("method", RELAXED)
+def test_it_adds_its_loss_and_its_options(name, options, method):
+    plain = METHODS[method](eps=0.1)
+    modified = plain | MODIFIERS[name](**options)
+    assert [loss.name for loss in modified.losses] == [*(loss.name for loss in plain.losses), name]
+    assert modified.modifiers == {name: options}
+    assert modified.options == plain.options
+    assert plain.modifiers == {}
+
+
+@pytest.mark.parametrize("name", list(MODIFIERS))
+def test_it_comes_in_with_the_ramp_of_wong_kolter(name):
+    loss = (tr.methods.wong_kolter(eps=0.1) | MODIFIERS[name]()).losses[-1]
+    full = at(loss.weight, 1.0)
+    assert [at(loss.weight, moment) for moment in (0.0, 0.125, 0.25)] == [0.0, full / 2, full]
+
+
+@pytest.mark.parametrize("name", list(MODIFIERS))
+def test_it_fades_out_with_beta_in_crown_ibp(name):
+    loss = (tr.methods.crown_ibp(eps=0.1) | MODIFIERS[name]()).losses[-1]
+    begin, finish = 10 / 200, 60 / 200
+    assert at(loss.weight, begin) == at(loss.weight, 0.0) > 0
+    assert at(loss.weight, (begin + finish) / 2) == pytest.approx(at(loss.weight, 0.0) / 2)
+    assert at(loss.weight, finish) == at(loss.weight, 1.0) == 0
+
+
+@pytest.mark.parametrize("name", list(MODIFIERS))
+@pytest.mark.parametrize("method", ["ibp", "shi-ibp", "pgd"])
+def test_a_method_without_a_linear_relaxation_is_refused(name, method):
+    with pytest.raises(InputError, match=f"{method} has none: add it to crown-ibp or wong-kolter"):
+        METHODS[method](eps=0.1) | MODIFIERS[name]()
+
+
+def test_a_modifier_can_be_added_once():
+    method = tr.methods.crown_ibp(eps=0.1) | tr.tightness_r()
+    with pytest.raises(InputError, match="already has the modifier tightness-r"):
+        method | tr.tightness_r()
+
+
+@EVERY
+def test_a_recipe_says_the_same(name, options):
+    content = {"data": "digits", "model": "2x100", "method": {"name": "wong-kolter", "eps": 0.1}}
+    recipe = parse_recipe(content | {"modifiers": {name: options}}, "here")
+    assert recipe.modifiers == {name: options}
+    method = recipe.build_method()
+    assert method.modifiers == {name: options}
+    again = build_method(recipe.method, recipe.modifiers)
+    assert (again.options, again.modifiers) == (method.options, method.modifiers)
+
+
+@pytest.mark.parametrize(
+    ("modifiers", "said"),
+    [
+        ({"tightness": {}}, "unknown modifier 'tightness' .did you mean 'tightness-."),
+        ({"tightness-r": {"gama": 1}}, "unknown key gama .did you mean 'gamma'"),
+        ({"tightness-r": {"gamma": -1}}, "greater than 0"),
+    ],
+)
+def test_a_recipe_with_a_mistake_says_which(modifiers, said):
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe({"method": {"name": "crown-ibp", "eps": 0.1}, "modifiers": modifiers}, "here")
+
+
+def test_a_recipe_whose_modifier_does_not_apply_is_refused():
+    with pytest.raises(RecipeError, match="ibp has none"):
+        parse_recipe({"method": {"name": "ibp", "eps": 0.1}, "modifiers": {"tightness-r": {}}}, "here")
