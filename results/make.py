@@ -1,9 +1,10 @@
 """Collect finished and certified runs into a results folder, and write docs/results.md anew.
 
-    python results/make.py NAME RUN [RUN ...]     one run per seed; RUN holds certify-ibp-inf-EPS.jsonl
+    python results/make.py NAME RUN [RUN ...]     one run per seed; RUN holds certify-VERIFIER-inf-EPS.jsonl
     python results/make.py                        only the page
 
-The first run's weights are the ones that are kept. The paper's figures come from results/papers.toml.
+The first run's weights are the ones that are kept. The paper's figures, and the verifier if it is not ibp, come
+from results/papers.toml.
 """
 
 from __future__ import annotations
@@ -38,23 +39,24 @@ def collect(name: str, runs: list[Path]) -> None:
     if different:
         sys.exit(f"the runs differ in more than the seed: {different}")
     eps = recipes[0]["test_eps"]
-    certificates = [read_verdicts(run / f"certify-ibp-inf-{eps:.4g}.jsonl") for run in runs]
+    papers = tomllib.loads((HERE / "papers.toml").read_text()).get(name, {})
+    verifier = papers.get("verifier", "ibp")
+    certificates = [read_verdicts(run / f"certify-{verifier}-inf-{eps:.4g}.jsonl") for run in runs]
     summaries = [summarise(verdicts) for _, verdicts in certificates]
     seconds = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["seconds"] for run in runs]
     ours: dict[str, Any] = {
         error: _spread([100 * (1 - summary[accuracy]) for summary in summaries])
         for error, accuracy in ERRORS.items()
     }
-    papers = tomllib.loads((HERE / "papers.toml").read_text()).get(name, {})
     result = {
         "format": "tightrope-result/1",
         "name": name,
-        "paper": {key: value for key, value in papers.items() if key not in ("notes", "cost")},
+        "paper": {key: value for key, value in papers.items() if key not in ("notes", "cost", "verifier")},
         "ours": {
             **ours,
             "unit": "per cent of all test examples",
             "examples": summaries[0]["examples"],
-            "verifier": "ibp, float64",
+            "verifier": verifier,
             "attack": certificates[0][0]["identity"]["attack"],
             "robust_of_first_seed": summaries[0]["robust"],
         },
@@ -64,7 +66,7 @@ def collect(name: str, runs: list[Path]) -> None:
         "cost_in_plain_epochs": papers.get("cost"),
         "notes": papers.get("notes", []),
         "train": f"tightrope train results/{name}/recipe.toml --seed SEED",
-        "certify": f"tightrope certify results/{name} --data mnist --eps {eps:g} --verifier ibp --json",
+        "certify": f"tightrope certify results/{name} --data mnist --eps {eps:g} --verifier {verifier} --json",
         **{key: environments[0][key] for key in ("commit", "machine", "threads", "torch", "parameters")},
         "dates": [environment["date"] for environment in environments],
     }
@@ -90,12 +92,12 @@ def page() -> str:
         "",
         "Written by `python results/make.py` from `results/*/result.json`; do not edit.",
         "",
-        "Errors in per cent of the whole test set: *verified* by intervals in float64, *attacked* by the",
-        "attack that `result.json` names. Each row's folder is a TARGET: its `certify` command gives the",
+        "Errors in per cent of the whole test set: *verified* by the row's verifier in float64, *attacked* by",
+        "the attack that `result.json` names. Each row's folder is a TARGET: its `certify` command gives the",
         "claim of the first seed again.",
         "",
-        "| result | verified | clean | attacked | seeds | epochs | s/run | paper: verified / clean |",
-        "|---|---|---|---|---|---|---|---|",
+        "| result | verifier | verified | clean | attacked | seeds | epochs | s/run | paper: verified / clean |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     notes = []
     for file in sorted(HERE.glob("*/result.json")):
@@ -104,7 +106,7 @@ def page() -> str:
         cells = [_cell(ours[error]) for error in ERRORS]
         theirs = f"{paper['verified_error']} / {paper['clean_error']}" if "verified_error" in paper else "—"
         lines.append(
-            f"| `{result['name']}` | {' | '.join(cells)} | {len(result['seeds'])} | {result['epochs']} "
+            f"| `{result['name']}` | {ours['verifier']} | {' | '.join(cells)} | {len(result['seeds'])} | {result['epochs']} "
             f"| {round(statistics.mean(result['seconds']))} | {theirs} |"
         )
         notes += [

@@ -594,10 +594,14 @@ def test_certify_asks_for_what_a_factory_cannot_know(here):
     assert_refused(tightrope("certify", "empty:nets", *options), "--out FILE")
 
 
+def cut(content: bytes) -> bytes:
+    """The first half, ending within an assignment: TOML that is cut between two lines is still TOML."""
+    half = content[: len(content) // 2]
+    return half[: half.rfind(b"=")] if b"=" in half else half
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json", "recipe.toml"])
-@pytest.mark.parametrize(
-    "damage", [lambda c: c[: len(c) // 2], lambda _: b"\xff\xfe\x00"], ids=["cut", "noise"]
-)
+@pytest.mark.parametrize("damage", [cut, lambda _: b"\xff\xfe\x00"], ids=["cut", "noise"])
 def test_certify_names_a_damaged_file(here, name, damage):
     path = Path("run", name)
     path.write_bytes(damage(path.read_bytes()))
@@ -748,6 +752,57 @@ def test_radius_asks_for_what_a_factory_cannot_know(here):
     save_file({}, "none.safetensors")
     Path("empty.py").write_text("from torch import nn\nnets = lambda: nn.Sequential(nn.ReLU())\n")
     assert_refused(tightrope("radius", "empty:nets", "--weights", "none.safetensors"), "--data and --eps")
+
+
+# --------------------------------------------------------------------------------------- modifiers
+
+
+def test_a_modifier_is_added_by_name_and_its_options_are_set_like_any(here):
+    command = (
+        "--data",
+        "blobs.npz",
+        "--model",
+        "2x100",
+        "--method",
+        "wong-kolter",
+        "--eps",
+        0.02,
+        "--dry-run",
+    )
+    outcome = tightrope(
+        "train", *command, "--with", "tightness-r", "--set", "modifiers.tightness-r.gamma=0.25", "--json"
+    )
+    assert outcome.code == 0
+    assert outcome.json()["recipe"]["modifiers"] == {"tightness-r": {"gamma": 0.25}}
+
+
+def test_the_run_folder_names_the_modifiers(here):
+    command = (
+        "--data",
+        "blobs.npz",
+        "--model",
+        "2x100",
+        "--method",
+        "crown-ibp",
+        "--eps",
+        0.02,
+        "--epochs",
+        1,
+    )
+    assert tightrope("train", *command, "--with", "tightness-d", "--with", "tightness-r").code == 0
+    assert Path("runs/blobs-2x100-crown-ibp-tightness-d-tightness-r-0.02/model.safetensors").exists()
+
+
+def test_a_modifier_that_does_not_apply_or_is_not_known_is_refused(here):
+    command = ("train", "--data", "blobs.npz", "--model", "2x100", "--method", "ibp", "--eps", 0.02)
+    assert_refused(tightrope(*command, "--with", "tightness-r"), "ibp has none")
+    assert_refused(tightrope(*command, "--with", "tightness"), "unknown modifier 'tightness'", "tightness-")
+
+
+def test_list_knows_the_modifiers(here):
+    outcome = tightrope("list", "modifiers")
+    assert outcome.code == 0
+    assert "tightness-r" in outcome.out
 
 
 # ----------------------------------------------------------------------------- report and quickstart

@@ -87,7 +87,8 @@ class Recipe(BaseModel):
 
     def to_toml(self) -> str:
         """The recipe as a file that `read_recipe` reads back to the same recipe."""
-        return tomli_w.dumps(self.model_dump(exclude_none=True, mode="json"))
+        content = self.model_dump(exclude_none=True, mode="json")
+        return tomli_w.dumps({key: value for key, value in content.items() if value != {}})
 
 
 # What the field's papers use, where a recipe does not say (methods.md, sections 1-4).
