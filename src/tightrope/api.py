@@ -27,7 +27,6 @@ from tightrope.spec import Spec
 from tightrope.targets import ModelFacts
 from tightrope.train import Method, Training, train
 from tightrope.train.evaluate import HeldOut
-from tightrope.train.loop import model_identity
 from tightrope.train.schedules import last
 from tightrope.verify import CERTIFICATION_ATTACK, Certification, Radii, certified_radii
 from tightrope.verify import certify as judge
@@ -212,7 +211,7 @@ def run_recipe(
     settings = recipe.model_dump(mode="json", exclude={"training": {"checkpoint_seconds"}})
     identity = _flatten(settings) | {
         "data identity": source.identity(),
-        "network structure": model_identity(graph),
+        "network structure": graph.structure(),
     }
     if not started:
         write_atomically(out / "model.json", to_json(_describe(recipe, graph), indent=2) + "\n")

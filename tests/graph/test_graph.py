@@ -363,3 +363,29 @@ class TestTo:
         assert torch.allclose(
             recast(trace(net, (1, 4, 4)), torch.float64).run(x)[0].float(), net(x.float()), atol=1e-5
         )
+
+
+def test_the_structure_tells_networks_apart_by_all_but_their_weights():
+    def structure(hidden=4, slope=0.1, eps=1e-5, seed=0):
+        torch.manual_seed(seed)
+        layers = [
+            nn.Linear(3, hidden),
+            nn.BatchNorm1d(hidden, eps=eps),
+            nn.LeakyReLU(slope),
+            nn.Linear(hidden, 2),
+        ]
+        return trace(nn.Sequential(*layers), (3,)).structure()
+
+    assert structure() == structure(seed=1)
+    assert len({structure(), structure(hidden=5), structure(slope=0.2), structure(eps=1e-3)}) == 4
+
+
+def test_what_enters_each_activation_is_what_its_predecessor_yields():
+    torch.manual_seed(0)
+    module, x = (
+        nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)),
+        torch.rand(5, 3),
+    )
+    logits, entering = trace(module, (3,)).entering(x)
+    assert torch.equal(logits, module(x))
+    assert [torch.equal(entering[2], module[0](x)), torch.equal(entering[4], module[:3](x))] == [True, True]

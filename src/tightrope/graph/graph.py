@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -119,6 +120,18 @@ class Graph:
             offset = offset + bias
             i = source
         return i, rows, offset
+
+    def structure(self) -> str:
+        """A hash of all but the weights: operators, their settings and connections, parameter shapes."""
+        # A module says its settings: BatchNorm its eps, a pooling layer its window.
+        plain = (bool, int, float, str, tuple, type(None), nn.Module)
+        parts = [
+            f"{type(node.op).__name__} {[v for v in vars(node.op).values() if isinstance(v, plain)]} "
+            f"{node.inputs} {tuple(node.shape)}"
+            for node in self.nodes[1:]
+        ]
+        parts += [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in self.module.state_dict().items()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def check(self, x: Tensor) -> None:
         """Raise an InputError unless `x` is a batch of what the network was traced for."""

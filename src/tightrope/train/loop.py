@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import signal
 import threading
@@ -321,10 +320,3 @@ def _stop_requested() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def model_identity(graph: Graph) -> str:
-    """A fingerprint of the network's structure: operators, shapes and parameter shapes, not values."""
-    parts = [f"{type(node.op).__name__} {node.inputs} {tuple(node.shape)}" for node in graph.nodes]
-    parts += [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in graph.module.state_dict().items()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

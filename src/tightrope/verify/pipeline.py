@@ -6,7 +6,6 @@ as they come, so that a stopped run goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
+from torch import Tensor
 
 from tightrope.attacks import Pgd
 from tightrope.errors import InputError, SoundnessViolation
@@ -303,23 +302,11 @@ def identify(graph: Graph, examples: Examples, region: Region) -> dict[str, Any]
     """What tells this network, this data and this kind of region from others, whatever the radius."""
     return {
         "weights": fingerprint(graph.module.state_dict()),
-        "network": _structure(graph),
+        "network": graph.structure(),
         "data": examples.identity(),
         "norm": region.norm,
         "domain": None if region.domain is None else list(region.domain),
     }
-
-
-def _structure(graph: Graph) -> str:
-    """A hash of a network without its weights: its operators, their settings, and how they connect."""
-    # A module says its settings: BatchNorm its eps, a pooling layer its window.
-    plain = (bool, int, float, str, tuple, type(None), nn.Module)
-    parts = [
-        f"{type(node.op).__name__} {[v for v in vars(node.op).values() if isinstance(v, plain)]} "
-        f"{node.inputs} {tuple(node.shape)}"
-        for node in graph.nodes[1:]
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @contextmanager
