@@ -3,8 +3,8 @@
     python results/make.py NAME RUN [RUN ...]     one run per seed; RUN holds certify-VERIFIER-inf-EPS.jsonl
     python results/make.py                        only the page
 
-The first run's weights are the ones that are kept. The paper's figures, and the verifier if it is not ibp, come
-from results/papers.toml.
+The first run's weights are the ones that are kept. The paper's figures, and the verifier if it is not
+ibp, come from results/papers.toml.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def collect(name: str, runs: list[Path]) -> None:
         "cost_in_plain_epochs": papers.get("cost"),
         "notes": papers.get("notes", []),
         "train": f"tightrope train results/{name}/recipe.toml --seed SEED",
-        "certify": f"tightrope certify results/{name} --data mnist --eps {eps:g} --verifier {verifier} --json",
+        "certify": f"tightrope certify results/{name} --data mnist --eps {eps:g}"
+        f" --verifier {verifier} --json",
         **{key: environments[0][key] for key in ("commit", "machine", "threads", "torch", "parameters")},
         "dates": [environment["date"] for environment in environments],
     }
@@ -92,11 +93,12 @@ def page() -> str:
         "",
         "Written by `python results/make.py` from `results/*/result.json`; do not edit.",
         "",
-        "Errors in per cent of the whole test set: *verified* by the row's verifier in float64, *attacked* by",
-        "the attack that `result.json` names. Each row's folder is a TARGET: its `certify` command gives the",
-        "claim of the first seed again.",
+        "Errors in per cent of the whole test set: *verified* by the row's verifier in float64, *attacked*",
+        "by the attack that `result.json` names. Each row's folder is a TARGET: its `certify` command gives",
+        "the claim of the first seed again.",
         "",
-        "| result | verifier | verified | clean | attacked | seeds | epochs | s/run | paper: verified / clean |",
+        "| result | verifier | verified | clean | attacked | seeds | epochs | s/run "
+        "| paper: verified / clean |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     notes = []
@@ -106,8 +108,8 @@ def page() -> str:
         cells = [_cell(ours[error]) for error in ERRORS]
         theirs = f"{paper['verified_error']} / {paper['clean_error']}" if "verified_error" in paper else "—"
         lines.append(
-            f"| `{result['name']}` | {ours['verifier']} | {' | '.join(cells)} | {len(result['seeds'])} | {result['epochs']} "
-            f"| {round(statistics.mean(result['seconds']))} | {theirs} |"
+            f"| `{result['name']}` | {ours['verifier']} | {' | '.join(cells)} | {len(result['seeds'])} "
+            f"| {result['epochs']} | {round(statistics.mean(result['seconds']))} | {theirs} |"
         )
         notes += [
             f"## {result['name']}",

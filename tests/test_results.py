@@ -54,9 +54,7 @@ def test_certifying_a_result_gives_its_claim_again(folder):
     except DataError as error:
         pytest.skip(f"{target.data} is not here (TIGHTROPE_DATA={os.environ.get('TIGHTROPE_DATA')}): {error}")
     ours = read_json(folder / "result.json")["ours"]
-    result = tr.certify(
-        target.model, data.test, tr.Box(target.eps), verifier=ours["verifier"], attack=None
-    )
+    result = tr.certify(target.model, data.test, tr.Box(target.eps), verifier=ours["verifier"], attack=None)
     summary = result.summary()
     assert summary["robust"] == ours["robust_of_first_seed"]
     assert 100 * (1 - summary["clean_accuracy"]) == pytest.approx(ours["clean_error"]["each"][0], abs=1e-3)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.bounds.interval import Interval
+from tightrope.bounds.patches import Patches, of_examples
 from tightrope.bounds.relax import LowerSlope, Relaxation, relax
 from tightrope.graph import Graph
-from tightrope.graph.ops import Activation, Affine
+from tightrope.graph.ops import Activation, Affine, Identity
+from tightrope.graph.ops import Linear as Dense
 from tightrope.region import Region
 
-LARGEST = 2**25  # coefficients that one backward pass may hold per layer: 256 MB in float64
+COPIES = 16  # of a layer's coefficients: the layer before, products of a convolution before they are added up
+CACHED = 2**19  # coefficients that a CPU works on without waiting for its memory
 
 
 def lower_bound(
@@ -130,25 +136,94 @@ def _tighten(
     lower: Tensor,
     upper: Tensor,
     relaxations: dict[int, Relaxation],
-    largest: int = LARGEST,
+    largest: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Bounds of the neurons of one layer whose sign is open, each by its own backward pass."""
-    shape = lower.shape
-    widest = max(n.shape.numel() for n in graph.nodes[: node + 1])
-    chunk = max(1, largest // (2 * len(x) * widest))
-    lower, upper = lower.flatten(1), upper.flatten(1)
-    unstable = (lower < 0) & (upper > 0)
-    # Each example's open neurons come first; examples with fewer of them are padded with any others.
-    order = unstable.int().argsort(dim=1, descending=True, stable=True)[:, : int(unstable.sum(1).max())]
-    for index in order.split(chunk, 1):
-        rows = torch.zeros(*index.shape, lower.shape[1], dtype=x.dtype, device=x.device)
-        rows.scatter_(2, index.unsqueeze(2), 1.0)
-        rows = rows.view(*index.shape, *shape[1:])
-        bounds = lower_bound(graph, x, region, node, torch.cat([rows, -rows], 1), relaxations)
-        low, negated = bounds.chunk(2, 1)
-        lower = lower.scatter(1, index, torch.maximum(lower.gather(1, index), low))
-        upper = upper.scatter(1, index, torch.minimum(upper.gather(1, index), -negated))
-    return lower.view(shape), upper.view(shape)
+    """Bounds of the neurons of one layer whose sign is open, each by its own backward pass.
+
+    Neurons are bounded in rectangles of a group times some of its members: the channels of a location where
+    patches are smaller than whole rows, else the neurons of an example.
+    """
+    way = Patches.to(graph, x, region, node, relaxations) or _Rows(graph, x, region, node, relaxations)
+    unstable = ((lower < 0) & (upper > 0)).view(len(x), -1, way.locations)
+    members = unstable.shape[1]
+    unstable = unstable.transpose(1, 2).flatten(0, 1)
+    # Each group's open neurons come first, and groups with many of them come first.
+    order = unstable.int().argsort(dim=1, descending=True, stable=True)
+    counts, ranked = unstable.sum(1).sort(descending=True)
+    cells = (largest or _largest(x)) // (2 * way.width)
+    places, bounds = [], []
+    for groups, columns in _rectangles(counts.tolist(), max(1, cells)):
+        group = ranked[groups]
+        member = order[group, columns]
+        place = (group // way.locations).unsqueeze(1) * members + member
+        place = place * way.locations + (group % way.locations).unsqueeze(1)
+        needed = unstable[group].gather(1, member)
+        places.append(place[needed])
+        bounds.append(torch.stack(way.lower_bound(group, member).chunk(2, 1))[:, needed])
+    if not places:
+        return lower, upper
+    place, (low, negated) = torch.cat(places), torch.cat(bounds, 1)
+    flat = lower.flatten(), upper.flatten()
+    low, up = torch.maximum(flat[0][place], low), torch.minimum(flat[1][place], -negated)
+    lower, upper = (
+        old.index_put((place,), new).view(lower.shape) for old, new in zip(flat, (low, up), strict=True)
+    )
+    return lower, upper
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The way from any neuron back to the input with a coefficient for each neuron of each layer."""
+
+    graph: Graph
+    x: Tensor
+    region: Region
+    node: int
+    relaxations: dict[int, Relaxation]
+
+    locations: ClassVar[int] = 1
+
+    @property
+    def width(self) -> int:
+        return max(node.shape.numel() for node in self.graph.nodes[: self.node + 1])
+
+    def lower_bound(self, examples: Tensor, members: Tensor) -> Tensor:
+        """Lower bounds of some neurons of some examples, and then of the neurons negated."""
+        graph, node = self.graph, self.node
+        while isinstance(graph.nodes[node].op, Identity):
+            (node,) = graph.nodes[node].inputs
+        op, shape = graph.nodes[node].op, graph.nodes[node].shape
+        if isinstance(op, Dense) and len(shape) == 1:
+            (node,) = graph.nodes[node].inputs
+            rows = F.embedding(members, op.weight())
+            bound = op.bias()[members] if op.bias else rows.new_zeros(members.shape)
+        else:
+            rows = self.x.new_zeros(*members.shape, shape.numel()).scatter_(2, members.unsqueeze(2), 1.0)
+            rows, bound = rows.unflatten(2, shape), rows.new_zeros(members.shape)
+        rows, bound = torch.cat([rows, -rows], 1), torch.cat([bound, -bound], 1)
+        region = of_examples(self.region, examples)
+        relaxations = {i: r.map(lambda part: part[examples]) for i, r in self.relaxations.items()}
+        return bound + lower_bound(graph, self.x[examples], region, node, rows, relaxations)
+
+
+def _rectangles(counts: list[int], cells: int) -> Iterator[tuple[slice, slice]]:
+    """Rectangles of at most `cells` cells over the first `counts[i]` cells of every line i; counts fall."""
+    top = 0
+    while top < len(counts) and counts[top]:
+        wide = min(counts[top], cells)
+        tall = cells // wide
+        for left in range(0, counts[top], wide):
+            lines = sum(count > left for count in counts[top : top + tall])
+            yield slice(top, top + lines), slice(left, left + wide)
+        top += tall
+
+
+def _largest(x: Tensor) -> int:
+    """How many coefficients of a layer one backward pass may hold on this device at this moment."""
+    on_gpu = x.device.type == "cuda"
+    free = torch.cuda.mem_get_info(x.device)[0] if on_gpu else psutil.virtual_memory().available
+    fitting = int(free / (COPIES * x.element_size()))
+    return fitting if on_gpu else min(fitting, CACHED)
 
 
 def crown() -> Linear:

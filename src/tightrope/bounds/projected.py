@@ -22,7 +22,7 @@ class Median(Source):
     the median of its size.
     """
 
-    def spread(self, rows: Float[Tensor, "one_or_batch rows count"]) -> Float[Tensor, "batch rows"]:
+    def spread(self, rows: Float[Tensor, "copies rows count"]) -> Float[Tensor, "batch rows"]:
         """See `Source`."""
         with torch.no_grad():  # one entry per row has a gradient: pick it, and no other pass is taped
             middle = rows.abs().median(2, keepdim=True).indices
@@ -35,7 +35,7 @@ class Length(Source):
 
     radius: Float[Tensor, "batch 1"]
 
-    def spread(self, rows: Float[Tensor, "one_or_batch rows count"]) -> Float[Tensor, "batch rows"]:
+    def spread(self, rows: Float[Tensor, "copies rows count"]) -> Float[Tensor, "batch rows"]:
         """See `Source`."""
         length: Tensor = torch.linalg.vector_norm(rows, dim=2)
         return self.radius / math.sqrt(rows.shape[2]) * length

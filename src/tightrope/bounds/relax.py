@@ -32,6 +32,10 @@ class Relaxation(Protocol):
         """`(rows', offset)` with `<rows, f(z)> >= <rows', z> + offset` for every z in the box."""
         ...
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Relaxation:
+        """The same with every tensor changed in the same way: some of the examples, another layout."""
+        ...
+
 
 @dataclass(frozen=True)
 class Lines:
@@ -45,10 +49,21 @@ class Lines:
     upper_slope: Float[Tensor, "batch *shape"]
     upper_offset: Float[Tensor, "batch *shape"]
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Lines:
+        """See `Relaxation`."""
+        lower_offset = None if self.lower_offset is None else change(self.lower_offset)
+        return Lines(
+            change(self.lower_slope), lower_offset, change(self.upper_slope), change(self.upper_offset)
+        )
+
     def pull(
         self, rows: Float[Tensor, "batch rows *shape"]
     ) -> tuple[Float[Tensor, "batch rows *shape"], Float[Tensor, "batch rows"]]:
         """Positive coefficients meet the lower line, negative ones the upper line."""
+        if rows.ndim == 5 and not rows.is_contiguous() and rows.movedim(2, -1).is_contiguous():
+            # A convolution left its channels innermost: the rows are read as they lie, not copied.
+            pulled, offset = self.map(lambda value: value.movedim(1, -1)).pull(rows.movedim(2, -1))
+            return pulled.movedim(-1, 2), offset
         flat = (value.flatten(1) for value in (self.lower_slope, self.upper_slope, self.upper_offset))
         pulled, offset = _PullLines.apply(rows.flatten(2), *flat)
         if self.lower_offset is not None:
@@ -66,9 +81,11 @@ class _PullLines(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, low: Tensor, high: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         negative = rows.clamp(max=0)
-        pulled = (rows * low.unsqueeze(1)).addcmul_(negative, (high - low).unsqueeze(1))
+        constant = dot(negative, offset)
         ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, negative, low, high, offset)
-        return pulled, dot(negative, offset)
+        # Memory that was not touched before costs more than the arithmetic: if it can, take what is there.
+        scaled = negative.mul if any(ctx.needs_input_grad) else negative.mul_
+        return scaled((high - low).unsqueeze(1)).addcmul_(rows, low.unsqueeze(1)), constant
 
     @staticmethod
     @once_differentiable
@@ -98,6 +115,10 @@ class Pooled:
     op: MaxPool
     lower: Float[Tensor, "batch *in"]
     upper: Float[Tensor, "batch *in"]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Pooled:
+        """See `Relaxation`."""
+        return Pooled(self.op, change(self.lower), change(self.upper))
 
     def pull(
         self, rows: Float[Tensor, "batch rows *out"]

@@ -136,12 +136,10 @@ class Source(ABC):
     """
 
     @abstractmethod
-    def spread(self, rows: Float[Tensor, "one_or_batch rows count"]) -> Float[Tensor, "batch rows"]:
+    def spread(self, rows: Float[Tensor, "copies rows count"]) -> Float[Tensor, "batch rows"]:
         """The radius of `<row, noise>`, where rows hold the coefficients of the columns."""
 
-    def own(
-        self, columns: Float[Tensor, "one_or_batch count *value"]
-    ) -> Float[Tensor, "one_or_batch own *value"]:
+    def own(self, columns: Float[Tensor, "copies count *value"]) -> Float[Tensor, "own_copies own *value"]:
         """Of columns that all examples share, those that each example needs."""
         return columns
 
@@ -158,16 +156,14 @@ class Coordinates(Source):
     weights: Float[Tensor, "batch count"]
     kept: Int[Tensor, "batch own"] | None = None
 
-    def spread(self, rows: Float[Tensor, "one_or_batch rows count"]) -> Float[Tensor, "batch rows"]:
+    def spread(self, rows: Float[Tensor, "copies rows count"]) -> Float[Tensor, "batch rows"]:
         """See `Source`."""
         weights = self.weights
         if self.kept is not None and rows.shape[2] < weights.shape[1]:
             weights = weights.gather(1, self.kept)
         return weights @ rows[0].abs().T if len(rows) == 1 else dot(rows.abs(), weights)
 
-    def own(
-        self, columns: Float[Tensor, "one_or_batch count *value"]
-    ) -> Float[Tensor, "one_or_batch own *value"]:
+    def own(self, columns: Float[Tensor, "copies count *value"]) -> Float[Tensor, "own_copies own *value"]:
         """See `Source`."""
         if self.kept is None or len(columns) > 1:
             return columns
@@ -182,7 +178,7 @@ class Ball(Source):
     region: Region
     x: Float[Tensor, "batch *shape"]
 
-    def spread(self, rows: Float[Tensor, "one_or_batch rows count"]) -> Float[Tensor, "batch rows"]:
+    def spread(self, rows: Float[Tensor, "copies rows count"]) -> Float[Tensor, "batch rows"]:
         """See `Source`."""
         steps = rows.expand(len(self.x), -1, -1).unflatten(2, self.x.shape[1:])
         return -self.region.minimise(torch.zeros_like(self.x), steps)
@@ -228,10 +224,10 @@ class Columns:
     are columns had better take it into its weights.
     """
 
-    values: Float[Tensor, "one_or_batch count *value"]
+    values: Float[Tensor, "copies count *value"]
     slope: Float[Tensor, "batch *value"] | None = None
 
-    def product(self) -> Float[Tensor, "one_or_batch count *value"]:
+    def product(self) -> Float[Tensor, "copies count *value"]:
         """The columns themselves."""
         return self.values if self.slope is None else self.slope.unsqueeze(1) * self.values
 

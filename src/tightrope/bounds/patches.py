@@ -1,0 +1,257 @@
+"""Backward passes from the neurons of a convolution: their coefficients fill a small window, a patch.
+
+All channels of one location look at the same windows of the layers before. So a location of an example is
+to patches what an example is to whole values: its windows of slopes are cut out once for all its neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import TypeGuard
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from tightrope.bounds.relax import Lines, Relaxation
+from tightrope.graph import Graph
+from tightrope.graph.ops import NARROW, BatchNorm, Conv, Dropout, Identity, Operator, Scale, Shift
+from tightrope.region import Region, dot
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a neuron depends on: per axis, `size` entries from `stride * location + start` on."""
+
+    size: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    start: Pair = (0, 0)
+
+    def before(self, conv: Conv) -> Window:
+        """The window in the convolution's input, where this one is in its output."""
+        axes = zip(*astuple(self), conv.weight().shape[2:], *conv.geometry(), strict=True)
+        size, stride, start = zip(
+            *(((n - 1) * s + d * (k - 1) + 1, a * s, b * s - p) for n, a, b, k, s, p, d in axes), strict=True
+        )
+        return Window(size, stride, start)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows of all locations of all examples lie in a value.
+
+    Args:
+        size: height and width of a window.
+        padding: by how much windows stick out of the value: left, right, top, bottom.
+        corners: number of the first pixel of each location's window.
+        offsets: from there to each of the window's pixels.
+    """
+
+    size: Pair
+    padding: tuple[int, int, int, int]
+    corners: Int[Tensor, "locations"]
+    offsets: Int[Tensor, "window"]
+
+    @classmethod
+    def of(
+        cls, window: Window, grid: Sequence[int], value: Float[Tensor, "batch channels height width"]
+    ) -> Windows:
+        """The windows that a grid of neurons has in a value."""
+        axes = zip(*astuple(window), grid, value.shape[2:], strict=True)
+        (top, bottom), (left, right) = ((-b, max(0, (g - 1) * a + b + n - size)) for n, a, b, g, size in axes)
+        height, width = value.shape[2] + top + bottom, value.shape[3] + left + right
+
+        def steps(count: int, by: int) -> Tensor:
+            return by * torch.arange(count, device=value.device)
+
+        def pixels(lines: Tensor, columns: Tensor) -> Tensor:
+            numbers: Tensor = lines.unsqueeze(-1) * width + columns
+            return numbers.flatten()
+
+        lines = steps(len(value), height).unsqueeze(1) + steps(grid[0], window.stride[0])
+        corners = pixels(lines, steps(grid[1], window.stride[1]))
+        offsets = pixels(steps(window.size[0], 1), steps(window.size[1], 1))
+        return cls(window.size, (left, right, top, bottom), corners, offsets)
+
+    def pixels(self, value: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "pixels channels"]:
+        """The value with zeros around it and the channels of each pixel side by side."""
+        padded: Tensor = F.pad(value, self.padding)
+        return padded.permute(0, 2, 3, 1).flatten(0, 2)
+
+    def cut(
+        self, pixels: Float[Tensor, "pixels channels"], locations: Int[Tensor, "chosen"]
+    ) -> Float[Tensor, "chosen height width channels"]:
+        """The windows of some locations."""
+        index = self.corners[locations].unsqueeze(1) + self.offsets
+        return pixels.index_select(0, index.flatten()).view(len(locations), *self.size, -1)
+
+
+@dataclass(frozen=True)
+class CutLines:
+    """Lines laid out for being cut into windows; zero where a window sticks out of the value."""
+
+    windows: Windows
+    laid_out: Lines
+
+    @classmethod
+    def of(cls, lines: Lines, windows: Windows) -> CutLines:
+        """The lines, laid out."""
+        return cls(windows, lines.map(windows.pixels))
+
+    def at(self, locations: Int[Tensor, "chosen"]) -> Lines:
+        """The lines in the windows of some locations."""
+        return self.laid_out.map(lambda pixels: self.windows.cut(pixels, locations))
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The way from the neurons of a convolution back to the input, window by window.
+
+    Args:
+        locations: locations of one example.
+        width: coefficients that a neuron has at most in one layer.
+        region: where each input may move.
+        steps: the convolution and what lies before it.
+        windows: those of the network's input.
+        pixels: the inputs, laid out.
+        inside: 1 for every pixel of an input, 0 around it.
+    """
+
+    locations: int
+    width: int
+    region: Region
+    steps: tuple[Conv | CutLines, ...]
+    windows: Windows
+    pixels: Float[Tensor, "pixels channels"]
+    inside: Float[Tensor, "pixels channels"]
+
+    @classmethod
+    def to(
+        cls,
+        graph: Graph,
+        x: Float[Tensor, "batch *shape"],
+        region: Region,
+        node: int,
+        relaxations: Mapping[int, Relaxation],
+    ) -> Patches | None:
+        """The way to a node, or None where there is none or whole rows would be smaller.
+
+        There is one if all that comes before is 2d convolutions, without groups and copied padding, each
+        followed by functions of single entries.
+        """
+        grid, window, windows = graph.nodes[node].shape[1:], Window(), None
+        steps: list[Conv | CutLines] = []
+        width, patches, whole, i = 0, 0, 0, node
+        while i > 0:
+            op, inputs = graph.nodes[i].op, graph.nodes[i].inputs
+            value = x.new_ones(len(x), *graph.nodes[inputs[0]].shape)
+            if _is_plain(op) and not (steps and isinstance(steps[-1], Conv)):
+                steps.append(op)
+                window = window.before(op)
+                windows = Windows.of(window, grid, value)
+                size = len(windows.offsets) * value.shape[1]
+                width, patches, whole = max(width, size), patches + size, whole + value[0].numel()
+            elif windows is not None and (lines := _lines(op, relaxations.get(i), value)):
+                steps.append(CutLines.of(lines, windows))
+            elif not isinstance(op, Identity | Dropout):
+                return None
+            i = inputs[0]
+        if windows is None or patches >= whole:
+            return None
+        image, inside = windows.pixels(x), windows.pixels(torch.ones_like(x))
+        return cls(grid.numel(), width, region, tuple(steps), windows, image, inside)
+
+    def lower_bound(
+        self, locations: Int[Tensor, "chosen"], channels: Int[Tensor, "chosen count"]
+    ) -> Float[Tensor, "chosen rows"]:
+        """Lower bounds of the neurons in some channels of some locations, and then of the neurons negated."""
+        first, *steps = self.steps
+        assert isinstance(first, Conv)
+        weight = first.weight().permute(0, 2, 3, 1)
+        bias = first.bias() if first.bias else weight.new_zeros(len(weight))
+        signed = torch.cat([channels, channels + len(weight)], 1)
+        rows = F.embedding(signed, torch.cat([weight, -weight]).flatten(1)).unflatten(2, weight.shape[1:])
+        bound = torch.cat([bias, -bias])[signed]
+        for step in steps:
+            pulled = _transpose(step, rows) if isinstance(step, Conv) else step.at(locations).pull(rows)
+            rows, bound = pulled[0], bound + pulled[1]
+        region = of_examples(self.region, locations // self.locations)
+        if any(self.windows.padding):
+            rows = rows * self.windows.cut(self.inside, locations).unsqueeze(1)
+        return bound + region.minimise(self.windows.cut(self.pixels, locations), rows)
+
+
+def of_examples(region: Region, examples: Int[Tensor, "chosen"]) -> Region:
+    """The region around some examples of a batch."""
+    return region.with_eps(region.eps[examples]) if isinstance(region.eps, Tensor) else region
+
+
+def _is_plain(op: Operator | None) -> TypeGuard[Conv]:
+    return (
+        isinstance(op, Conv)
+        and op.weight().ndim == 4
+        and op.groups == 1
+        and not op.pad
+        and not isinstance(op.padding, str)
+    )
+
+
+def _lines(op: Operator | None, relaxation: Relaxation | None, ones: Tensor) -> Lines | None:
+    """The lines of a function of single entries, if it is one."""
+    if isinstance(relaxation, Lines):
+        return relaxation
+    if not isinstance(op, BatchNorm | Scale | Shift):
+        return None
+    offset = op.apply(torch.zeros_like(ones))
+    if offset.shape != ones.shape:
+        return None
+    slope = op.transpose(ones.unsqueeze(1), [ones.shape[1:]])[0][0].squeeze(1)
+    return Lines(slope, offset, slope, offset)
+
+
+def _transpose(
+    conv: Conv, rows: Float[Tensor, "chosen rows height width channels"]
+) -> tuple[Float[Tensor, "chosen rows taller wider less"], Float[Tensor, "chosen rows"]]:
+    """As `Conv.transpose`, for windows: nothing is cut off at their edges, and channels come last."""
+    weight, (stride, _, dilation) = conv.weight(), conv.geometry()
+    flat = rows.flatten(0, 1)
+    if weight.shape[1] > NARROW:
+        pulled = F.conv_transpose2d(flat.permute(0, 3, 1, 2), weight, None, stride, dilation=dilation)
+        pulled = pulled.permute(0, 2, 3, 1)
+    else:
+        pulled = _spread(flat, weight, stride, dilation)
+    pulled = pulled.unflatten(0, rows.shape[:2])
+    if conv.bias is None:
+        return pulled, rows.new_zeros(rows.shape[:2])
+    bias = conv.bias().expand(len(rows), *rows.shape[2:])
+    return pulled, dot(rows.flatten(2), bias.flatten(1))
+
+
+def _spread(rows: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """A transposed convolution as one matrix product, whose parts are added up with the rows innermost."""
+    _, height, width, _ = rows.shape
+    parts = torch.bmm(
+        weight.flatten(1).T.expand(height * width, -1, -1), rows.permute(1, 2, 3, 0).flatten(0, 1)
+    )
+    parts = parts.view(height, width, *weight.shape[1:], len(rows))
+    parts = _overlap(parts, 0, 3, stride[0], dilation[0])
+    total = _overlap(parts, 1, 3, stride[1], dilation[1])
+    # In two dimensions, torch transposes block by block.
+    spread: Tensor = total.flatten(0, 2).T.contiguous().unflatten(1, total.shape[:3])
+    return spread
+
+
+def _overlap(parts: Tensor, dim: int, taps: int, stride: int, dilation: int) -> Tensor:
+    """Adds up what the entries of `dim` send to their `taps`, along that dimension."""
+    reach = stride * (parts.shape[dim] - 1) + 1
+    shape = list(parts.shape)
+    shape[dim] = reach + dilation * (shape.pop(taps) - 1)
+    total = parts.new_zeros(shape)
+    for i, part in enumerate(parts.unbind(taps)):
+        at = [slice(None)] * dim + [slice(i * dilation, i * dilation + reach, stride)]
+        total[tuple(at)] += part
+    return total
