@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from scipy.optimize import LinearConstraint, milp
 from torch import nn
 
 from tightrope.bounds import Interval, Problem
-from tightrope.bounds.linear import Linear, _tighten, crown, crown_ibp, fast_lin, relax_all
+from tightrope.bounds.linear import CACHED, COPIES, Linear, _largest, crown, crown_ibp, fast_lin
 from tightrope.graph import trace
 from tightrope.region import REGIONS, Box
 from tightrope.spec import Spec
@@ -138,16 +140,22 @@ def test_the_lower_side_alone_is_the_same_lower_side():
     assert (lower.upper >= both.lower).all()
 
 
-def test_chunks_of_neurons_change_nothing():
-    (x, _), graph = problem(), network("dense")
-    boxes = Interval()(Problem(graph, x, Box(0.3), Spec.logits(3, 4, x))).boxes
-    relaxations = relax_all(graph, boxes, "adaptive")
-    last = max(boxes)
-    (source,) = graph.nodes[last].inputs
-    whole = _tighten(graph, x, Box(0.3), source, *boxes[last], relaxations)
-    pieces = _tighten(graph, x, Box(0.3), source, *boxes[last], relaxations, largest=1)
-    for a, b in zip(whole, pieces, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+@pytest.mark.parametrize("name", ["dense", "conv", "residual"])
+@pytest.mark.parametrize("coefficients", [1, 100])
+def test_chunks_of_neurons_change_nothing(name, coefficients, monkeypatch):
+    (x, y), graph = problem(), network(name)
+    spec = Spec.margins(y, 4, x)
+    whole = crown()(Problem(graph, x, Box(0.3), spec))
+    monkeypatch.setattr(sys.modules[Linear.__module__], "_largest", lambda _: coefficients)
+    pieces = crown()(Problem(graph, x, Box(0.3), spec))
+    torch.testing.assert_close(vars(whole), vars(pieces), atol=1e-12, rtol=0)
+
+
+def test_chunks_fit_the_free_memory(monkeypatch):
+    x = torch.zeros(1, dtype=torch.float64)
+    for free, coefficients in ((0, 0), (8 * COPIES * 1000, 1000), (2**50, CACHED)):
+        monkeypatch.setattr("psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        assert _largest(x) == coefficients
 
 
 @pytest.mark.parametrize("engine", [crown(), fast_lin()], ids=["crown", "fast-lin"])

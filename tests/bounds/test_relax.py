@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightrope.bounds.relax import Lines, relax
+from tightrope.bounds.relax import Slopes, relax
 from tightrope.errors import InputError
 from tightrope.graph.ops import Activation, LeakyReLU, MaxPool, ReLU, Sigmoid, Tanh
 
@@ -63,7 +63,9 @@ def test_gradients_are_finite_on_boxes_without_width(op):
 
 def test_positive_rows_meet_the_lower_line_and_negative_rows_the_upper():
     lines = relax(ReLU(), torch.tensor([[-1.0]]), torch.tensor([[1.0]]), "zero")
-    rows, offset = lines.pull(torch.tensor([[[2.0], [-2.0]]]))
+    value, seen = lines.seen_from(torch.zeros(1, 1))
+    rows, offset = seen.pull(torch.tensor([[[2.0], [-2.0]]]))
+    assert value.tolist() == [[0.0]]
     assert rows.tolist() == [[[0.0], [-1.0]]]
     assert offset.tolist() == [[0.0, -1.0]]
 
@@ -71,9 +73,11 @@ def test_positive_rows_meet_the_lower_line_and_negative_rows_the_upper():
 def test_a_maximum_lies_above_its_likely_winner_and_below_the_largest_upper_bound():
     pool = MaxPool(torch.nn.MaxPool1d(2))
     lower, upper = torch.tensor([[[0.0, 0.5, -1.0, -2.0]]]), torch.tensor([[[3.0, 1.0, 0.0, 2.0]]])
-    rows, offset = relax(pool, lower, upper, "adaptive").pull(torch.tensor([[[[2.0, -1.0]]]]))
+    value, seen = relax(pool, lower, upper, "adaptive").seen_from(torch.tensor([[[0.0, 0.25, 0.5, 1.0]]]))
+    rows, offset = seen.pull(torch.tensor([[[[2.0, -1.0]]]]))
+    assert value.tolist() == [[[0.25, 0.5]]]
     assert rows.tolist() == [[[[0.0, 2.0, 0.0, 0.0]]]]
-    assert offset.tolist() == [[-2.0]]
+    assert offset.tolist() == [[0.5 - 2.0]]
 
 
 def test_an_activation_without_a_relaxation_is_named():
@@ -100,21 +104,36 @@ def test_a_given_slope_is_the_slope_of_unstable_neurons_alone():
     torch.testing.assert_close(lines.lower_slope, torch.tensor([[0.3, 1.0, 0.0]]))
 
 
-@pytest.mark.parametrize("with_offset", [False, True])
-def test_the_gradient_of_a_pull_is_that_of_its_definition(with_offset):
+@pytest.mark.parametrize("op", [*ACTIVATIONS, MaxPool(torch.nn.MaxPool1d(2))], ids=str)
+def test_seen_from_a_point_a_bound_is_the_same(op):
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.randn(2, 3, 2, 4, generator=generator, dtype=torch.float64).sort(0).values
+    relaxation, z = relax(op, *ends, "adaptive"), ends.mean(0)
+    rows = torch.randn(3, 5, *op.apply(z).shape[1:], generator=generator, dtype=torch.float64)
+    bounds = []
+    for point in (torch.zeros_like(z), z, ends[1]):
+        value, seen = relaxation.seen_from(point)
+        pulled, offset = seen.pull(rows)
+        counted = (pulled * (z - point).unsqueeze(1)).flatten(2).sum(2)
+        bounds.append((rows * value.unsqueeze(1)).flatten(2).sum(2) + counted + offset)
+    for bound in bounds[1:]:
+        torch.testing.assert_close(bound, bounds[0])
+    assert (bounds[0] <= (rows * op.apply(z).unsqueeze(1)).flatten(2).sum(2) + 1e-12).all()
+
+
+def test_the_gradient_of_a_pull_is_that_of_its_definition():
     generator = torch.Generator().manual_seed(0)
     rows, *parts = (
         torch.randn(2, *shape, 2, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-        for shape in ((4,), (), (), (), ())
+        for shape in ((4,), (), (), ())
     )
 
-    def pull(rows, low, low_offset, high, high_offset):
-        return Lines(low, low_offset if with_offset else None, high, high_offset).pull(rows)
+    def pull(rows, low, high, gap):
+        return Slopes(low, high, gap).pull(rows)
 
     assert torch.autograd.gradcheck(pull, (rows, *parts))
     positive, negative = rows.clamp(min=0), rows.clamp(max=0)
-    low, low_offset, high, high_offset = (part.unsqueeze(1) for part in parts)
+    low, high, gap = (part.unsqueeze(1) for part in parts)
     pulled, offset = pull(rows, *parts)
     torch.testing.assert_close(pulled, positive * low + negative * high)
-    constant = negative * high_offset + (positive * low_offset if with_offset else 0)
-    torch.testing.assert_close(offset, constant.flatten(2).sum(2))
+    torch.testing.assert_close(offset, (negative * gap).flatten(2).sum(2))

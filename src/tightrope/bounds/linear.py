@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.bounds.interval import Interval
 from tightrope.bounds.patches import Patches, of_examples
-from tightrope.bounds.relax import LowerSlope, Relaxation, relax
+from tightrope.bounds.relax import LowerSlope, Relaxation, Step, relax
 from tightrope.graph import Graph
 from tightrope.graph.ops import Activation, Affine, Identity
 from tightrope.graph.ops import Linear as Dense
-from tightrope.region import Region
+from tightrope.region import Region, dot
 
 COPIES = 16  # of a layer's coefficients: the layer before, products of a convolution before they are added up
-CACHED = 2**19  # coefficients that a CPU works on without waiting for its memory
+CACHED = 2**20  # coefficients that a CPU works on without waiting for its memory
 
 
 def lower_bound(
@@ -45,6 +45,34 @@ def lower_bound(
         relaxations: for every activation before the node.
         reached: takes, if given, the coefficients of what the input (0) and each activation yields.
     """
+    seen, end = path(graph, x, node, relaxations)
+    return dot(rows.flatten(2), end.flatten(1)) + _pull(graph, x, region, node, rows, seen, reached)
+
+
+def path(
+    graph: Graph, x: Float[Tensor, "batch *shape"], node: int, relaxations: Mapping[int, Relaxation]
+) -> tuple[dict[int, Step], Float[Tensor, "batch *value"]]:
+    """The path of the lower bounds from input 0 to a node: every activation seen from it, and its end."""
+    values, seen = [torch.zeros_like(x)], {}
+    for i, (op, inputs) in enumerate(((n.op, n.inputs) for n in graph.nodes[1 : node + 1]), start=1):
+        if isinstance(op, Affine):
+            values.append(op.apply(*[values[j] for j in inputs]))
+        else:
+            value, seen[i] = relaxations[i].seen_from(values[inputs[0]])
+            values.append(value)
+    return seen, values[-1]
+
+
+def _pull(
+    graph: Graph,
+    x: Float[Tensor, "batch *shape"],
+    region: Region,
+    node: int,
+    rows: Float[Tensor, "batch rows *value"],
+    seen: Mapping[int, Step],
+    reached: dict[int, Tensor] | None = None,
+) -> Float[Tensor, "batch rows"]:
+    """`lower_bound`, counted from where the path ends."""
     pending = {node: rows}
     bound = rows.new_zeros(rows.shape[:2])
     for i in range(node, 0, -1):
@@ -52,13 +80,12 @@ def lower_bound(
             continue
         rows, op, inputs = pending.pop(i), graph.nodes[i].op, graph.nodes[i].inputs
         if isinstance(op, Affine):
-            parts, offset = op.transpose(rows, [graph.nodes[j].shape for j in inputs])
+            parts = op.transpose(rows, [graph.nodes[j].shape for j in inputs])
         else:
             if reached is not None:
                 reached[i] = rows
-            pulled, offset = relaxations[i].pull(rows)
-            parts = (pulled,)
-        bound = bound + offset
+            pulled, offset = seen[i].pull(rows)
+            bound, parts = bound + offset, (pulled,)
         for j, part in zip(inputs, parts, strict=True):
             pending[j] = pending[j] + part if j in pending else part
     if 0 not in pending:
@@ -136,21 +163,21 @@ def _tighten(
     lower: Tensor,
     upper: Tensor,
     relaxations: dict[int, Relaxation],
-    largest: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Bounds of the neurons of one layer whose sign is open, each by its own backward pass.
 
     Neurons are bounded in rectangles of a group times some of its members: the channels of a location where
     patches are smaller than whole rows, else the neurons of an example.
     """
-    way = Patches.to(graph, x, region, node, relaxations) or _Rows(graph, x, region, node, relaxations)
+    seen, end = path(graph, x, node, relaxations)
+    way = Patches.to(graph, x, region, node, seen) or _Rows(graph, x, region, node, seen)
     unstable = ((lower < 0) & (upper > 0)).view(len(x), -1, way.locations)
     members = unstable.shape[1]
     unstable = unstable.transpose(1, 2).flatten(0, 1)
     # Each group's open neurons come first, and groups with many of them come first.
     order = unstable.int().argsort(dim=1, descending=True, stable=True)
     counts, ranked = unstable.sum(1).sort(descending=True)
-    cells = (largest or _largest(x)) // (2 * way.width)
+    cells = _largest(x) // (2 * way.width)
     places, bounds = [], []
     for groups, columns in _rectangles(counts.tolist(), max(1, cells)):
         group = ranked[groups]
@@ -163,8 +190,8 @@ def _tighten(
     if not places:
         return lower, upper
     place, (low, negated) = torch.cat(places), torch.cat(bounds, 1)
-    flat = lower.flatten(), upper.flatten()
-    low, up = torch.maximum(flat[0][place], low), torch.minimum(flat[1][place], -negated)
+    flat, start = (lower.flatten(), upper.flatten()), end.flatten()[place]
+    low, up = torch.maximum(flat[0][place], start + low), torch.minimum(flat[1][place], start - negated)
     lower, upper = (
         old.index_put((place,), new).view(lower.shape) for old, new in zip(flat, (low, up), strict=True)
     )
@@ -179,7 +206,7 @@ class _Rows:
     x: Tensor
     region: Region
     node: int
-    relaxations: dict[int, Relaxation]
+    seen: Mapping[int, Step]
 
     locations: ClassVar[int] = 1
 
@@ -188,7 +215,10 @@ class _Rows:
         return max(node.shape.numel() for node in self.graph.nodes[: self.node + 1])
 
     def lower_bound(self, examples: Tensor, members: Tensor) -> Tensor:
-        """Lower bounds of some neurons of some examples, and then of the neurons negated."""
+        """Lower bounds of some neurons of some examples, and then of the neurons negated.
+
+        Counted from where the path ends.
+        """
         graph, node = self.graph, self.node
         while isinstance(graph.nodes[node].op, Identity):
             (node,) = graph.nodes[node].inputs
@@ -196,14 +226,12 @@ class _Rows:
         if isinstance(op, Dense) and len(shape) == 1:
             (node,) = graph.nodes[node].inputs
             rows = F.embedding(members, op.weight())
-            bound = op.bias()[members] if op.bias else rows.new_zeros(members.shape)
         else:
             rows = self.x.new_zeros(*members.shape, shape.numel()).scatter_(2, members.unsqueeze(2), 1.0)
-            rows, bound = rows.unflatten(2, shape), rows.new_zeros(members.shape)
-        rows, bound = torch.cat([rows, -rows], 1), torch.cat([bound, -bound], 1)
+            rows = rows.unflatten(2, shape)
+        seen = {i: step.map(lambda part: part[examples]) for i, step in self.seen.items()}
         region = of_examples(self.region, examples)
-        relaxations = {i: r.map(lambda part: part[examples]) for i, r in self.relaxations.items()}
-        return bound + lower_bound(graph, self.x[examples], region, node, rows, relaxations)
+        return _pull(graph, self.x[examples], region, node, torch.cat([rows, -rows], 1), seen)
 
 
 def _rectangles(counts: list[int], cells: int) -> Iterator[tuple[slice, slice]]:

@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from tightrope.bounds.relax import Lines, Relaxation
+from tightrope.bounds.relax import Slopes, Step
 from tightrope.graph import Graph
-from tightrope.graph.ops import NARROW, BatchNorm, Conv, Dropout, Identity, Operator, Scale, Shift
-from tightrope.region import Region, dot
+from tightrope.graph.ops import NARROW, BatchNorm, Conv, Dropout, Identity, Operator, Scale, Shift, spread
+from tightrope.region import Region
 
 Pair = tuple[int, int]
 
@@ -91,19 +91,19 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class CutLines:
-    """Lines laid out for being cut into windows; zero where a window sticks out of the value."""
+class CutSlopes:
+    """Slopes laid out for being cut into windows; zero where a window sticks out of the value."""
 
     windows: Windows
-    laid_out: Lines
+    laid_out: Slopes
 
     @classmethod
-    def of(cls, lines: Lines, windows: Windows) -> CutLines:
-        """The lines, laid out."""
-        return cls(windows, lines.map(windows.pixels))
+    def of(cls, slopes: Slopes, windows: Windows) -> CutSlopes:
+        """The slopes, laid out."""
+        return cls(windows, slopes.map(windows.pixels))
 
-    def at(self, locations: Int[Tensor, "chosen"]) -> Lines:
-        """The lines in the windows of some locations."""
+    def at(self, locations: Int[Tensor, "chosen"]) -> Slopes:
+        """The slopes in the windows of some locations."""
         return self.laid_out.map(lambda pixels: self.windows.cut(pixels, locations))
 
 
@@ -124,7 +124,7 @@ class Patches:
     locations: int
     width: int
     region: Region
-    steps: tuple[Conv | CutLines, ...]
+    steps: tuple[Conv | CutSlopes, ...]
     windows: Windows
     pixels: Float[Tensor, "pixels channels"]
     inside: Float[Tensor, "pixels channels"]
@@ -136,15 +136,22 @@ class Patches:
         x: Float[Tensor, "batch *shape"],
         region: Region,
         node: int,
-        relaxations: Mapping[int, Relaxation],
+        seen: Mapping[int, Step],
     ) -> Patches | None:
         """The way to a node, or None where there is none or whole rows would be smaller.
 
         There is one if all that comes before is 2d convolutions, without groups and copied padding, each
         followed by functions of single entries.
+
+        Args:
+            graph: the network at fixed statistics.
+            x: inputs.
+            region: where each input may move.
+            node: whose neurons are meant.
+            seen: every activation before the node, seen from one path through the network.
         """
         grid, window, windows = graph.nodes[node].shape[1:], Window(), None
-        steps: list[Conv | CutLines] = []
+        steps: list[Conv | CutSlopes] = []
         width, patches, whole, i = 0, 0, 0, node
         while i > 0:
             op, inputs = graph.nodes[i].op, graph.nodes[i].inputs
@@ -155,8 +162,8 @@ class Patches:
                 windows = Windows.of(window, grid, value)
                 size = len(windows.offsets) * value.shape[1]
                 width, patches, whole = max(width, size), patches + size, whole + value[0].numel()
-            elif windows is not None and (lines := _lines(op, relaxations.get(i), value)):
-                steps.append(CutLines.of(lines, windows))
+            elif windows is not None and (slopes := _slopes(op, seen.get(i), value)):
+                steps.append(CutSlopes.of(slopes, windows))
             elif not isinstance(op, Identity | Dropout):
                 return None
             i = inputs[0]
@@ -168,21 +175,27 @@ class Patches:
     def lower_bound(
         self, locations: Int[Tensor, "chosen"], channels: Int[Tensor, "chosen count"]
     ) -> Float[Tensor, "chosen rows"]:
-        """Lower bounds of the neurons in some channels of some locations, and then of the neurons negated."""
+        """Lower bounds of the neurons in some channels of some locations, and then of the neurons negated.
+
+        Counted from where the path ends.
+        """
         first, *steps = self.steps
         assert isinstance(first, Conv)
-        weight = first.weight().permute(0, 2, 3, 1)
-        bias = first.bias() if first.bias else weight.new_zeros(len(weight))
+        weight = _window_of(first)
         signed = torch.cat([channels, channels + len(weight)], 1)
         rows = F.embedding(signed, torch.cat([weight, -weight]).flatten(1)).unflatten(2, weight.shape[1:])
-        bound = torch.cat([bias, -bias])[signed]
+        bound = rows.new_zeros(signed.shape)
         for step in steps:
-            pulled = _transpose(step, rows) if isinstance(step, Conv) else step.at(locations).pull(rows)
-            rows, bound = pulled[0], bound + pulled[1]
+            if isinstance(step, Conv):
+                rows = _transpose(step, rows)
+            else:
+                rows, offset = step.at(locations).pull(rows)
+                bound += offset
         region = of_examples(self.region, locations // self.locations)
         if any(self.windows.padding):
             rows = rows * self.windows.cut(self.inside, locations).unsqueeze(1)
-        return bound + region.minimise(self.windows.cut(self.pixels, locations), rows)
+        least: Tensor = bound + region.minimise(self.windows.cut(self.pixels, locations), rows)
+        return least
 
 
 def of_examples(region: Region, examples: Int[Tensor, "chosen"]) -> Region:
@@ -200,58 +213,38 @@ def _is_plain(op: Operator | None) -> TypeGuard[Conv]:
     )
 
 
-def _lines(op: Operator | None, relaxation: Relaxation | None, ones: Tensor) -> Lines | None:
-    """The lines of a function of single entries, if it is one."""
-    if isinstance(relaxation, Lines):
-        return relaxation
-    if not isinstance(op, BatchNorm | Scale | Shift):
+def _slopes(op: Operator | None, step: Step | None, ones: Tensor) -> Slopes | None:
+    """The slopes of a function of single entries, if it is one."""
+    if isinstance(step, Slopes):
+        return step
+    if not isinstance(op, BatchNorm | Scale | Shift) or op.apply(ones).shape != ones.shape:
         return None
-    offset = op.apply(torch.zeros_like(ones))
-    if offset.shape != ones.shape:
-        return None
-    slope = op.transpose(ones.unsqueeze(1), [ones.shape[1:]])[0][0].squeeze(1)
-    return Lines(slope, offset, slope, offset)
+    slope = op.transpose(ones.unsqueeze(1), [ones.shape[1:]])[0].squeeze(1)
+    return Slopes(slope, slope, torch.zeros_like(ones))
+
+
+def _window_of(conv: Conv) -> Float[Tensor, "channels height width less"]:
+    """A convolution's weight with zeros between its dilated taps."""
+    weight, (_, _, dilation) = conv.weight().permute(0, 2, 3, 1), conv.geometry()
+    if dilation == (1, 1):
+        return weight
+    height, width = (d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[1:3], strict=True))
+    window = weight.new_zeros(len(weight), height, width, weight.shape[3])
+    window[:, :: dilation[0], :: dilation[1]] = weight
+    return window
 
 
 def _transpose(
     conv: Conv, rows: Float[Tensor, "chosen rows height width channels"]
-) -> tuple[Float[Tensor, "chosen rows taller wider less"], Float[Tensor, "chosen rows"]]:
+) -> Float[Tensor, "chosen rows taller wider less"]:
     """As `Conv.transpose`, for windows: nothing is cut off at their edges, and channels come last."""
     weight, (stride, _, dilation) = conv.weight(), conv.geometry()
     flat = rows.flatten(0, 1)
-    if weight.shape[1] > NARROW:
-        pulled = F.conv_transpose2d(flat.permute(0, 3, 1, 2), weight, None, stride, dilation=dilation)
-        pulled = pulled.permute(0, 2, 3, 1)
+    if weight.shape[1] <= NARROW:
+        pulled = spread(flat, weight, stride, dilation)
     else:
-        pulled = _spread(flat, weight, stride, dilation)
-    pulled = pulled.unflatten(0, rows.shape[:2])
-    if conv.bias is None:
-        return pulled, rows.new_zeros(rows.shape[:2])
-    bias = conv.bias().expand(len(rows), *rows.shape[2:])
-    return pulled, dot(rows.flatten(2), bias.flatten(1))
-
-
-def _spread(rows: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """A transposed convolution as one matrix product, whose parts are added up with the rows innermost."""
-    _, height, width, _ = rows.shape
-    parts = torch.bmm(
-        weight.flatten(1).T.expand(height * width, -1, -1), rows.permute(1, 2, 3, 0).flatten(0, 1)
-    )
-    parts = parts.view(height, width, *weight.shape[1:], len(rows))
-    parts = _overlap(parts, 0, 3, stride[0], dilation[0])
-    total = _overlap(parts, 1, 3, stride[1], dilation[1])
-    # In two dimensions, torch transposes block by block.
-    spread: Tensor = total.flatten(0, 2).T.contiguous().unflatten(1, total.shape[:3])
-    return spread
-
-
-def _overlap(parts: Tensor, dim: int, taps: int, stride: int, dilation: int) -> Tensor:
-    """Adds up what the entries of `dim` send to their `taps`, along that dimension."""
-    reach = stride * (parts.shape[dim] - 1) + 1
-    shape = list(parts.shape)
-    shape[dim] = reach + dilation * (shape.pop(taps) - 1)
-    total = parts.new_zeros(shape)
-    for i, part in enumerate(parts.unbind(taps)):
-        at = [slice(None)] * dim + [slice(i * dilation, i * dilation + reach, stride)]
-        total[tuple(at)] += part
-    return total
+        channels_first = flat.permute(0, 3, 1, 2)
+        pulled = F.conv_transpose2d(channels_first, weight, None, stride, dilation=dilation)
+        pulled = pulled.permute(0, 2, 3, 1)
+    whole: Tensor = pulled.unflatten(0, rows.shape[:2])
+    return whole

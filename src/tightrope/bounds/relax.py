@@ -23,8 +23,8 @@ Slope = LowerSlope | Float[Tensor, "batch *shape"]
 
 
 @runtime_checkable
-class Relaxation(Protocol):
-    """Linear bounds of an activation's output by its input, over a box of inputs."""
+class Step(Protocol):
+    """An activation between linear bounds, counted from a point: what a backward pass does there."""
 
     def pull(
         self, rows: Float[Tensor, "batch rows *out"]
@@ -32,29 +32,35 @@ class Relaxation(Protocol):
         """`(rows', offset)` with `<rows, f(z)> >= <rows', z> + offset` for every z in the box."""
         ...
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Relaxation:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Step:
         """The same with every tensor changed in the same way: some of the examples, another layout."""
         ...
 
 
+@runtime_checkable
+class Relaxation(Protocol):
+    """Linear bounds of an activation's output by its input, over a box of inputs."""
+
+    def seen_from(self, z: Float[Tensor, "batch *in"]) -> tuple[Float[Tensor, "batch *out"], Step]:
+        """The lower bound's value at a point, and the bounds with inputs and outputs counted from there.
+
+        A backward pass that is counted from one path through the network meets no biases and no lower
+        offsets: only what the upper bounds lie above the path.
+        """
+        ...
+
+
 @dataclass(frozen=True)
-class Lines:
-    """`lower_slope z + lower_offset <= f(z) <= upper_slope z + upper_offset`, element by element.
+class Slopes:
+    """`low z <= f(z) <= high z + gap`, element by element."""
 
-    A lower offset of None is zero, as every line through a kink at 0 has it.
-    """
+    low: Float[Tensor, "batch *shape"]
+    high: Float[Tensor, "batch *shape"]
+    gap: Float[Tensor, "batch *shape"]
 
-    lower_slope: Float[Tensor, "batch *shape"]
-    lower_offset: Float[Tensor, "batch *shape"] | None
-    upper_slope: Float[Tensor, "batch *shape"]
-    upper_offset: Float[Tensor, "batch *shape"]
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Lines:
-        """See `Relaxation`."""
-        lower_offset = None if self.lower_offset is None else change(self.lower_offset)
-        return Lines(
-            change(self.lower_slope), lower_offset, change(self.upper_slope), change(self.upper_offset)
-        )
+    def map(self, change: Callable[[Tensor], Tensor]) -> Slopes:
+        """See `Step`."""
+        return Slopes(change(self.low), change(self.high), change(self.gap))
 
     def pull(
         self, rows: Float[Tensor, "batch rows *shape"]
@@ -64,14 +70,12 @@ class Lines:
             # A convolution left its channels innermost: the rows are read as they lie, not copied.
             pulled, offset = self.map(lambda value: value.movedim(1, -1)).pull(rows.movedim(2, -1))
             return pulled.movedim(-1, 2), offset
-        flat = (value.flatten(1) for value in (self.lower_slope, self.upper_slope, self.upper_offset))
-        pulled, offset = _PullLines.apply(rows.flatten(2), *flat)
-        if self.lower_offset is not None:
-            offset = offset + _dot(rows.clamp(min=0), self.lower_offset)
+        parts = (self.low.flatten(1), self.high.flatten(1), self.gap.flatten(1))
+        pulled, offset = _Pull.apply(rows.flatten(2), *parts)
         return pulled.view(rows.shape), offset
 
 
-class _PullLines(torch.autograd.Function):
+class _Pull(torch.autograd.Function):
     """`max(rows, 0) low + min(rows, 0) high` and `<min(rows, 0), offset>`, with few passes over memory.
 
     A backward pass spends its time on reading and writing the rows. Written as plain tensor operations,
@@ -106,6 +110,48 @@ class _PullLines(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
+class Lines:
+    """`lower_slope z + lower_offset <= f(z) <= upper_slope z + upper_offset`, element by element.
+
+    A lower offset of None is zero, as every line through a kink at 0 has it.
+    """
+
+    lower_slope: Float[Tensor, "batch *shape"]
+    lower_offset: Float[Tensor, "batch *shape"] | None
+    upper_slope: Float[Tensor, "batch *shape"]
+    upper_offset: Float[Tensor, "batch *shape"]
+
+    def seen_from(self, z: Float[Tensor, "batch *shape"]) -> tuple[Float[Tensor, "batch *shape"], Slopes]:
+        """See `Relaxation`."""
+        value, gap = self.lower_slope * z, (self.upper_slope - self.lower_slope) * z + self.upper_offset
+        if self.lower_offset is not None:
+            value, gap = value + self.lower_offset, gap - self.lower_offset
+        return value, Slopes(self.lower_slope, self.upper_slope, gap)
+
+
+@dataclass(frozen=True)
+class Winners:
+    """`z_k <= max z <= gap`, where k has the largest lower bound of its window."""
+
+    op: MaxPool
+    lower: Float[Tensor, "batch *in"]
+    gap: Float[Tensor, "batch *out"]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Winners:
+        """See `Step`."""
+        return Winners(self.op, change(self.lower), change(self.gap))
+
+    def pull(
+        self, rows: Float[Tensor, "batch rows *out"]
+    ) -> tuple[Float[Tensor, "batch rows *in"], Float[Tensor, "batch rows"]]:
+        """Positive coefficients go to each window's winner, negative ones meet the constant above."""
+        positive, negative = rows.clamp(min=0), rows.clamp(max=0)
+        winners = self.lower.unsqueeze(1).expand(-1, rows.shape[1], *self.lower.shape[1:]).flatten(0, 1)
+        (pulled,) = torch.func.vjp(self.op.apply, winners)[1](positive.flatten(0, 1))
+        return pulled.unflatten(0, rows.shape[:2]), dot(negative.flatten(2), self.gap.flatten(1))
+
+
+@dataclass(frozen=True)
 class Pooled:
     """`z_k <= max z <= max upper`, where k has the largest lower bound of its window.
 
@@ -116,23 +162,13 @@ class Pooled:
     lower: Float[Tensor, "batch *in"]
     upper: Float[Tensor, "batch *in"]
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Pooled:
+    def seen_from(self, z: Float[Tensor, "batch *in"]) -> tuple[Float[Tensor, "batch *out"], Winners]:
         """See `Relaxation`."""
-        return Pooled(self.op, change(self.lower), change(self.upper))
-
-    def pull(
-        self, rows: Float[Tensor, "batch rows *out"]
-    ) -> tuple[Float[Tensor, "batch rows *in"], Float[Tensor, "batch rows"]]:
-        """Positive coefficients go to each window's winner, negative ones meet the constant above."""
-        positive, negative = rows.clamp(min=0), rows.clamp(max=0)
-        winners = self.lower.unsqueeze(1).expand(-1, rows.shape[1], *self.lower.shape[1:]).flatten(0, 1)
-        scatter = torch.func.vjp(self.op.apply, winners)[1]
-        (pulled,) = scatter(positive.flatten(0, 1))
-        return pulled.unflatten(0, rows.shape[:2]), _dot(negative, self.op.apply(self.upper))
-
-
-def _dot(rows: Tensor, vector: Tensor) -> Tensor:
-    return dot(rows.flatten(2), vector.flatten(1))
+        highest = self.op.apply(self.upper)
+        # Each window's winner is picked by the map whose transpose is the derivative of a maximum.
+        pick = torch.func.vjp(torch.func.vjp(self.op.apply, self.lower)[1], torch.zeros_like(highest))[1]
+        (value,) = pick((z,))
+        return value, Winners(self.op, self.lower, highest - value)
 
 
 def relax(

@@ -113,13 +113,16 @@ class Graph:
         """
         uses = _uses(self.nodes)
         i, rows = len(self.nodes) - 1, spec.rows
-        offset = rows.new_zeros(rows.shape[:2])
+        ops: list[Affine] = []
         while isinstance(op := self.nodes[i].op, Affine) and len(self.nodes[i].inputs) == 1 and uses[i] <= 1:
             (source,) = self.nodes[i].inputs
-            (rows,), bias = op.transpose(rows, [self.nodes[source].shape])
-            offset = offset + bias
+            (rows,) = op.transpose(rows, [self.nodes[source].shape])
+            ops.append(op)
             i = source
-        return i, rows, offset
+        constant = rows.new_zeros(1, *self.nodes[i].shape)
+        for op in reversed(ops):
+            constant = op.apply(constant)
+        return i, rows, spec.rows.flatten(2) @ constant.flatten()
 
     def structure(self) -> str:
         """A hash of all but the weights: operators, their settings and connections, parameter shapes."""
