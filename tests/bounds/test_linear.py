@@ -140,6 +140,14 @@ def test_the_lower_side_alone_is_the_same_lower_side():
     assert (lower.upper >= both.lower).all()
 
 
+def test_without_sides_the_same_boxes_are_found_and_nothing_else():
+    (x, y), graph = problem(), network("residual")
+    asked = Problem(graph, x, Box(0.2), Spec.margins(y, 4, x))
+    boxes = asked.bounds(Linear("parallel", "linear", sides="none"))
+    torch.testing.assert_close(boxes.boxes, asked.bounds(fast_lin()).boxes, atol=0, rtol=0)
+    torch.testing.assert_close(boxes.lower, asked.bounds(Interval()).lower, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["dense", "conv", "residual"])
 @pytest.mark.parametrize("coefficients", [1, 100])
 def test_chunks_of_neurons_change_nothing(name, coefficients, monkeypatch):

@@ -70,7 +70,7 @@ def way_to_last_convolution(graph):
     boxes = asked.bounds(Interval()).boxes
     (source,) = graph.nodes[max(boxes)].inputs
     seen, _ = path(graph, asked.x, source, relax_all(graph, boxes, "adaptive"))
-    return Patches.to(graph, asked.x, asked.region, source, seen)
+    return Patches.to(graph, asked.x, asked.region, source, seen, mirrored=False)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.bounds.interval import Interval
-from tightrope.bounds.patches import Patches, of_examples
-from tightrope.bounds.relax import LowerSlope, Relaxation, Step, relax
+from tightrope.bounds.patches import Patches, minimise, of_examples, pull
+from tightrope.bounds.relax import LowerSlope, Relaxation, Slopes, Step, relax
 from tightrope.graph import Graph
 from tightrope.graph.ops import Activation, Affine, Identity
 from tightrope.graph.ops import Linear as Dense
@@ -71,10 +71,11 @@ def _pull(
     rows: Float[Tensor, "batch rows *value"],
     seen: Mapping[int, Step],
     reached: dict[int, Tensor] | None = None,
-) -> Float[Tensor, "batch rows"]:
-    """`lower_bound`, counted from where the path ends."""
+    mirrored: bool = False,
+) -> Float[Tensor, "batch bounds"]:
+    """`lower_bound`, counted from where the path ends; if mirrored, also of the rows negated."""
     pending = {node: rows}
-    bound = rows.new_zeros(rows.shape[:2])
+    bound = rows.new_zeros(len(rows), rows.shape[1] * (1 + mirrored))
     for i in range(node, 0, -1):
         if i not in pending:
             continue
@@ -84,7 +85,7 @@ def _pull(
         else:
             if reached is not None:
                 reached[i] = rows
-            pulled, offset = seen[i].pull(rows)
+            pulled, offset = pull(seen[i], rows, mirrored)
             bound, parts = bound + offset, (pulled,)
         for j, part in zip(inputs, parts, strict=True):
             pending[j] = pending[j] + part if j in pending else part
@@ -92,7 +93,7 @@ def _pull(
         return bound
     if reached is not None:
         reached[0] = pending[0]
-    return bound + region.minimise(x, pending[0])
+    return bound + minimise(region, x, pending[0], mirrored)
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,14 @@ class Linear:
         slope: which line bounds an unstable ReLU from below.
         inner: how the inputs of the activations are bounded: by intervals alone, or, where intervals
             leave the sign open, by this engine itself, layer after layer.
-        sides: "both", or "lower" alone at half the cost; the upper bound is then the interval one.
+        sides: "both", or "lower" alone at half the cost; the upper bound is then the interval one. With
+            "none" only the activations' inputs are bounded: for training, which pulls the specification
+            back itself.
     """
 
     slope: LowerSlope = "adaptive"
     inner: Literal["interval", "linear"] = "linear"
-    sides: Literal["both", "lower"] = "both"
+    sides: Literal["both", "lower", "none"] = "both"
 
     def __call__(self, problem: Problem) -> Bounds:
         """See `Engine`."""
@@ -120,6 +123,8 @@ class Linear:
         boxes = (
             interval.boxes if self.inner == "interval" else self._own_boxes(graph, x, region, interval.boxes)
         )
+        if self.sides == "none":
+            return Bounds(interval.lower, interval.upper, boxes=boxes)
         relaxations = relax_all(graph, boxes, self.slope)
         rows = spec.rows if self.sides == "lower" else torch.cat([spec.rows, -spec.rows], 1)
         bounds = lower_bound(graph, x, region, len(graph.nodes) - 1, rows, relaxations)
@@ -170,7 +175,9 @@ def _tighten(
     patches are smaller than whole rows, else the neurons of an example.
     """
     seen, end = path(graph, x, node, relaxations)
-    way = Patches.to(graph, x, region, node, seen) or _Rows(graph, x, region, node, seen)
+    mirrored = all(isinstance(step, Slopes) and step.parallel for step in seen.values())
+    rest = (graph, x, region, node, seen, mirrored)
+    way = Patches.to(*rest) or _Rows(*rest)
     unstable = ((lower < 0) & (upper > 0)).view(len(x), -1, way.locations)
     members = unstable.shape[1]
     unstable = unstable.transpose(1, 2).flatten(0, 1)
@@ -207,6 +214,7 @@ class _Rows:
     region: Region
     node: int
     seen: Mapping[int, Step]
+    mirrored: bool
 
     locations: ClassVar[int] = 1
 
@@ -231,7 +239,8 @@ class _Rows:
             rows = rows.unflatten(2, shape)
         seen = {i: step.map(lambda part: part[examples]) for i, step in self.seen.items()}
         region = of_examples(self.region, examples)
-        return _pull(graph, self.x[examples], region, node, torch.cat([rows, -rows], 1), seen)
+        rows = rows if self.mirrored else torch.cat([rows, -rows], 1)
+        return _pull(graph, self.x[examples], region, node, rows, seen, mirrored=self.mirrored)
 
 
 def _rectangles(counts: list[int], cells: int) -> Iterator[tuple[slice, slice]]:

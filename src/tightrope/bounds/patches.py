@@ -115,6 +115,7 @@ class Patches:
         locations: locations of one example.
         width: coefficients that a neuron has at most in one layer.
         region: where each input may move.
+        mirrored: whether all lines are parallel, so that one pass serves the neurons and the neurons negated.
         steps: the convolution and what lies before it.
         windows: those of the network's input.
         pixels: the inputs, laid out.
@@ -124,6 +125,7 @@ class Patches:
     locations: int
     width: int
     region: Region
+    mirrored: bool
     steps: tuple[Conv | CutSlopes, ...]
     windows: Windows
     pixels: Float[Tensor, "pixels channels"]
@@ -137,6 +139,7 @@ class Patches:
         region: Region,
         node: int,
         seen: Mapping[int, Step],
+        mirrored: bool,
     ) -> Patches | None:
         """The way to a node, or None where there is none or whole rows would be smaller.
 
@@ -149,6 +152,7 @@ class Patches:
             region: where each input may move.
             node: whose neurons are meant.
             seen: every activation before the node, seen from one path through the network.
+            mirrored: whether all their lines are parallel.
         """
         grid, window, windows = graph.nodes[node].shape[1:], Window(), None
         steps: list[Conv | CutSlopes] = []
@@ -170,7 +174,7 @@ class Patches:
         if windows is None or patches >= whole:
             return None
         image, inside = windows.pixels(x), windows.pixels(torch.ones_like(x))
-        return cls(grid.numel(), width, region, tuple(steps), windows, image, inside)
+        return cls(grid.numel(), width, region, mirrored, tuple(steps), windows, image, inside)
 
     def lower_bound(
         self, locations: Int[Tensor, "chosen"], channels: Int[Tensor, "chosen count"]
@@ -182,20 +186,38 @@ class Patches:
         first, *steps = self.steps
         assert isinstance(first, Conv)
         weight = _window_of(first)
-        signed = torch.cat([channels, channels + len(weight)], 1)
-        rows = F.embedding(signed, torch.cat([weight, -weight]).flatten(1)).unflatten(2, weight.shape[1:])
-        bound = rows.new_zeros(signed.shape)
+        bound = weight.new_zeros(len(channels), 2 * channels.shape[1])
+        if not self.mirrored:
+            channels, weight = torch.cat([channels, channels + len(weight)], 1), torch.cat([weight, -weight])
+        rows = F.embedding(channels, weight.flatten(1)).unflatten(2, weight.shape[1:])
         for step in steps:
             if isinstance(step, Conv):
                 rows = _transpose(step, rows)
             else:
-                rows, offset = step.at(locations).pull(rows)
-                bound += offset
+                rows, offset = pull(step.at(locations), rows, self.mirrored)
+                bound = bound + offset
         region = of_examples(self.region, locations // self.locations)
         if any(self.windows.padding):
             rows = rows * self.windows.cut(self.inside, locations).unsqueeze(1)
-        least: Tensor = bound + region.minimise(self.windows.cut(self.pixels, locations), rows)
-        return least
+        return bound + minimise(region, self.windows.cut(self.pixels, locations), rows, self.mirrored)
+
+
+def pull(
+    step: Step, rows: Float[Tensor, "batch rows *out"], mirrored: bool
+) -> tuple[Float[Tensor, "batch rows *in"], Float[Tensor, "batch bounds"]]:
+    """Pull rows through an activation; if mirrored, with the offsets of the rows negated after theirs."""
+    if not mirrored:
+        return step.pull(rows)
+    assert isinstance(step, Slopes)
+    return step.pull_mirrored(rows)
+
+
+def minimise(
+    region: Region, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"], mirrored: bool
+) -> Float[Tensor, "batch bounds"]:
+    """The smallest `<row, x'>`; if mirrored, those of the rows negated after them."""
+    least = region.minimise(x, rows)
+    return torch.cat([least, region.minimise(x, -rows)], 1) if mirrored else least
 
 
 def of_examples(region: Region, examples: Int[Tensor, "chosen"]) -> Region:

@@ -58,9 +58,15 @@ class Slopes:
     high: Float[Tensor, "batch *shape"]
     gap: Float[Tensor, "batch *shape"]
 
+    @property
+    def parallel(self) -> bool:
+        """Whether both slopes are one, as Fast-Lin has them."""
+        return self.low is self.high
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Slopes:
         """See `Step`."""
-        return Slopes(change(self.low), change(self.high), change(self.gap))
+        low = change(self.low)
+        return Slopes(low, low if self.parallel else change(self.high), change(self.gap))
 
     def pull(
         self, rows: Float[Tensor, "batch rows *shape"]
@@ -73,6 +79,16 @@ class Slopes:
         parts = (self.low.flatten(1), self.high.flatten(1), self.gap.flatten(1))
         pulled, offset = _Pull.apply(rows.flatten(2), *parts)
         return pulled.view(rows.shape), offset
+
+    def pull_mirrored(
+        self, rows: Float[Tensor, "batch rows *shape"]
+    ) -> tuple[Float[Tensor, "batch rows *shape"], Float[Tensor, "batch twice"]]:
+        """As `pull`, between parallel lines, with the offsets of the rows and then of the rows negated.
+
+        The negated rows' coefficients are the rows' negated.
+        """
+        pulled, offset = self.pull(rows)
+        return pulled, torch.cat([offset, offset - dot(rows.flatten(2), self.gap.flatten(1))], 1)
 
 
 class _Pull(torch.autograd.Function):

@@ -20,7 +20,6 @@ from tightrope.attacks import fgsm as one_step
 from tightrope.bounds import Engine, Interval, Linear
 from tightrope.bounds.projected import Projected
 from tightrope.bounds.pullback import Scheme
-from tightrope.bounds.relaxed import Forward
 from tightrope.errors import InputError
 from tightrope.graph import Graph
 from tightrope.train import regularisers, terms
@@ -269,7 +268,7 @@ def wong_kolter(
             20 epochs of 80.
     """
     eps, ramp = _on(ramp, eps)
-    boxes = Projected(projections) if projections else Forward()
+    boxes = Projected(projections) if projections else Linear("parallel", "linear", sides="none")
     scheme = Scheme(boxes, "parallel")
     losses = (Loss("robust", 1.0, terms.relaxed(scheme), certified=True),)
     relaxation = Relaxation(scheme, ramp.between(0.0, 1.0))
