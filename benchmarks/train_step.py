@@ -2,7 +2,8 @@
 
     python benchmarks/train_step.py [--threads 2] [--rounds 40]
 
-One process, the variants in turn, median after a warm-up; prints one JSON object.
+One process, the variants in turn, median after a warm-up; prints one JSON object. Memory is kept between
+steps as in a training run, for every variant.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tightrope.graph import trace
+from tightrope.memory import keep_freed
 from tightrope.models import build
 from tightrope.region import Box
 from tightrope.train import METHODS, Method
@@ -112,6 +114,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    keep_freed()
     results = {name: measure(name, arguments.rounds) for name in ("dm-small", "dm-medium")}
     setting = {
         "batch": BATCH,

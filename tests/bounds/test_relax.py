@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -59,6 +62,27 @@ def test_gradients_are_finite_on_boxes_without_width(op):
     lines = relax(op, ends, ends + 0.0, "adaptive")
     sum(part.sum() for part in vars(lines).values() if part is not None).backward()
     assert torch.isfinite(ends.grad).all()
+
+
+def test_gradients_of_the_lines_are_those_of_their_definition():
+    generator = torch.Generator().manual_seed(0)
+    lower, upper = torch.randn(2, 3, 7, generator=generator, dtype=torch.float64).sort(0).values
+    assert ((lower < 0) & (upper > 0)).any()
+    for op, slope in itertools.product((ReLU(), LeakyReLU(0.1)), ("parallel", "adaptive")):
+
+        def parts(lower, upper, op=op, slope=slope):
+            return tuple(part for part in vars(relax(op, lower, upper, slope)).values() if part is not None)
+
+        assert torch.autograd.gradcheck(parts, (lower.requires_grad_(), upper.requires_grad_()))
+
+
+@pytest.mark.parametrize("op", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("slope", SLOPES)
+def test_a_box_that_is_not_a_number_bounds_nothing(op, slope):
+    for lower, upper in ((math.nan, 1.0), (-1.0, math.nan), (math.nan, math.nan)):
+        box = (torch.full((1, 1, 2), end) for end in (lower, upper))
+        value, seen = relax(op, *box, slope).seen_from(torch.ones(1, 1, 2))
+        assert not (value.sum() + seen.pull(-torch.ones(1, 1, *value.shape[1:]))[1]).isfinite().any()
 
 
 def test_positive_rows_meet_the_lower_line_and_negative_rows_the_upper():

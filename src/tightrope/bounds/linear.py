@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +18,7 @@ from tightrope.bounds.relax import LowerSlope, Relaxation, Slopes, Step, relax
 from tightrope.graph import Graph
 from tightrope.graph.ops import Activation, Affine, Identity
 from tightrope.graph.ops import Linear as Dense
+from tightrope.memory import free_bytes
 from tightrope.region import Region, dot
 
 COPIES = 16  # of a layer's coefficients: the layer before, products of a convolution before they are added up
@@ -257,10 +257,8 @@ def _rectangles(counts: list[int], cells: int) -> Iterator[tuple[slice, slice]]:
 
 def _largest(x: Tensor) -> int:
     """How many coefficients of a layer one backward pass may hold on this device at this moment."""
-    on_gpu = x.device.type == "cuda"
-    free = torch.cuda.mem_get_info(x.device)[0] if on_gpu else psutil.virtual_memory().available
-    fitting = int(free / (COPIES * x.element_size()))
-    return fitting if on_gpu else min(fitting, CACHED)
+    fitting = free_bytes(x.device) // (COPIES * x.element_size())
+    return min(fitting, CACHED) if x.device.type == "cpu" else fitting
 
 
 def crown() -> Linear:

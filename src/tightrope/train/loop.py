@@ -23,6 +23,7 @@ from tightrope.examples import Examples
 from tightrope.files import append_lines, check_line, read_lines, save_tensors, to_json, write_atomically
 from tightrope.graph import Graph
 from tightrope.graph.ops import BatchNorm
+from tightrope.memory import keep_freed
 from tightrope.progress import Progress
 from tightrope.region import Box
 from tightrope.train.batch import Batch
@@ -108,6 +109,7 @@ def train(
     _warn_of_schedules(method, training)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, metrics = out / "checkpoint" / "last.safetensors", out / "metrics.jsonl"
+    keep_freed()
     optimiser = _optimiser(graph, training)
     per_epoch = -(-len(index) // training.batch)
     total = per_epoch * training.epochs
