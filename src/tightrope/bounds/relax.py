@@ -111,6 +111,7 @@ class _Pull(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, pulled: Tensor, constant: Tensor) -> tuple[Tensor | None, ...]:
         rows, negative, low, high, offset = ctx.saved_tensors
+        pulled = pulled.contiguous()  # laid out as the rows are: three operations read both
         for_rows = for_low = for_high = for_offset = None
         if ctx.needs_input_grad[0]:
             extra = constant.unsqueeze(2) * offset.unsqueeze(1)
