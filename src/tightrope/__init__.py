@@ -10,7 +10,14 @@ from tightrope import engines, methods
 from tightrope.api import Run, bounds, certify, fit, margins, radius
 from tightrope.region import Box, L1Ball, L2Ball
 from tightrope.train import Course, Ramp, Steps
-from tightrope.train.modifiers import tightness_d, tightness_r
+from tightrope.train.modifiers import (
+    auto_eps,
+    reweight,
+    reweight_attack,
+    reweight_gairat,
+    tightness_d,
+    tightness_r,
+)
 
 __all__ = [
     "Box",
@@ -20,6 +27,7 @@ __all__ = [
     "Ramp",
     "Run",
     "Steps",
+    "auto_eps",
     "bounds",
     "certify",
     "engines",
@@ -27,6 +35,9 @@ __all__ = [
     "margins",
     "methods",
     "radius",
+    "reweight",
+    "reweight_attack",
+    "reweight_gairat",
     "tightness_d",
     "tightness_r",
 ]

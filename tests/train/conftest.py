@@ -56,11 +56,12 @@ def images():
 def batch():
     """Makes a training batch over the images of `make_images`, or the ones given."""
 
-    def make(module, eps=0.05, progress=1.0, x=None, y=None, seed=0, count=12):
+    def make(module, eps=0.05, progress=1.0, x=None, y=None, seed=0, count=12, index=None, state=None):
         if x is None:
             split = make_images(count)
             x, y = split.x, split.y
         graph = trace(module.train(), x.shape[1:])
-        return Batch(graph, x, y, Box(eps), progress, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        return Batch(graph, x, y, Box(eps), progress, generator, index, state)
 
     return make

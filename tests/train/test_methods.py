@@ -13,6 +13,7 @@ import tomli_w
 import torch
 
 from tightrope.errors import InputError, RecipeError
+from tightrope.graph import trace
 from tightrope.recipes import build_method
 from tightrope.train import METHODS, Course, Ramp, Steps, methods, terms
 from tightrope.train.schedules import at, last
@@ -27,6 +28,8 @@ ROWS = [
     ("shi-ibp", {"eps": 0.05}, True),
     ("crown-ibp", {"eps": 0.05}, False),
     ("wong-kolter", {"eps": 0.05, "projections": 4}, False),
+    ("advibp", {"eps": 0.05}, False),
+    ("advcrown-ibp", {"eps": 0.05}, False),
 ]
 NETWORKS = {"plain": {}, "BatchNorm": {"norm": True}}
 EVERY = pytest.mark.parametrize(("name", "options", "norm"), ROWS, ids=[row[0] for row in ROWS])
@@ -42,6 +45,8 @@ OTHER_OPTIONS = [
     ("crown-ibp", {"eps": 0.1, "kappa": 0.1, "beta": 0.3, "fusion": True}),
     ("wong-kolter", {"eps": 0.1, "projections": 0, "ramp": Course(begin=0.1, finish=0.4)}),
     ("crown-ibp", {"eps": Ramp(end=0.1, begin=0.1, finish=0.3), "beta": Ramp(start=0.9, end=0.4)}),
+    ("advibp", {"eps": 0.1, "threshold": 0.2, "beta1": 0.5, "beta2": 0.9, "combiner": "total"}),
+    ("advcrown-ibp", {"eps": 0.1, "threshold": Ramp(start=1, end=0), "warmup": 0.1}),
 ]
 
 
@@ -53,9 +58,10 @@ CERTIFIED = [row[0] for row in ROWS if any(loss.certified for loss in build(*row
 
 
 def gradient(method, batch):
-    """The gradient of the whole objective."""
-    total = sum(at(loss.weight, batch.progress) * loss.term(batch).mean() for loss in method.losses)
-    return torch.autograd.grad(total, list(batch.graph.module.parameters()))
+    """The gradient of the mean of all losses."""
+    weights = [at(loss.weight, batch.progress) for loss in method.losses]
+    total = sum(w * loss.value(batch) for w, loss in zip(weights, method.losses, strict=True))
+    return torch.autograd.grad(total / sum(weights), list(batch.graph.module.parameters()))
 
 
 def objective(method, batch):
@@ -76,8 +82,9 @@ def test_three_steps_lower_the_loss(network, batch, name, options, norm, kind, p
     eps = at(method.eps, progress)
     optimiser = torch.optim.SGD(module.parameters(), 0.02)
     before = objective(method, batch(module, eps, progress))
+    state = method.begin(trace(module, (1, 6, 6)), 12)
     for _ in range(3):
-        train_step(method, batch(module, eps, progress), optimiser, clip=0.0)
+        train_step(method, batch(module, eps, progress, state=state), optimiser, clip=0.0)
     assert objective(method, batch(module, eps, progress)) < before
 
 
@@ -120,7 +127,10 @@ def test_a_term_is_computed_once_if_it_has_weight_and_never_otherwise(
     counted = replace(method, losses=tuple(map(counting, method.losses)))
     module = network(norm=norm)
     optimiser = torch.optim.SGD(module.parameters(), 0.01)
-    result = train_step(counted, batch(module, at(method.eps, progress), progress), optimiser, 0.0)
+    state = method.begin(trace(module, (1, 6, 6)), 12)
+    result = train_step(
+        counted, batch(module, at(method.eps, progress), progress, state=state), optimiser, 0.0
+    )
     weighty = {loss.name: 1 for loss in method.losses if at(loss.weight, progress) != 0}
     assert calls == weighty
     assert set(result.losses) == set(weighty)
@@ -141,8 +151,8 @@ def test_options_say_all_there_is_to_say(name, options):
         again = build_method({"name": name, **read})
         assert again.options == method.options
         assert (again.name, again.eps, again.initialise) == (method.name, method.eps, method.initialise)
-        assert [replace(loss, term=terms.natural) for loss in again.losses] == [
-            replace(loss, term=terms.natural) for loss in method.losses
+        assert [replace(loss, term=terms.natural, margins=None) for loss in again.losses] == [
+            replace(loss, term=terms.natural, margins=None) for loss in method.losses
         ]
 
 

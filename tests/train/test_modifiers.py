@@ -11,16 +11,27 @@ from tightrope.train import METHODS, MODIFIERS
 from tightrope.train.schedules import at
 
 # name, other options than the defaults
-ROWS = [("tightness-r", {"gamma": 0.1}), ("tightness-d", {"lam": 0.2})]
+ROWS = [
+    ("tightness-r", {"gamma": 0.1}),
+    ("tightness-d", {"lam": 0.2}),
+    ("reweight", {"gamma": 3.0, "alpha": 0.2}),
+    ("reweight-attack", {"alpha": 2.0, "steps": 3, "step": 0.5}),
+    ("reweight-gairat", {"lam": 0.0, "steps": 3, "step": 0.5}),
+    ("auto-eps", {"max_offset": 0.03}),
+]
+TIGHTNESS = ["tightness-r", "tightness-d"]
+WEIGHTS = ["reweight", "reweight-attack", "reweight-gairat"]
+SINGLE = [*WEIGHTS, "auto-eps"]
 EVERY = pytest.mark.parametrize(("name", "options"), ROWS, ids=[row[0] for row in ROWS])
 RELAXED = ["crown-ibp", "wong-kolter"]
+CERTIFIED = ["ibp", "shi-ibp", *RELAXED, "advibp", "advcrown-ibp"]
 
 
 def test_the_table_has_every_modifier():
     assert [name for name, _ in ROWS] == list(MODIFIERS)
 
 
-@EVERY
+@pytest.mark.parametrize(("name", "options"), ROWS[:2])
 @pytest.mark.parametrize("method", RELAXED)
 def test_it_adds_its_loss_and_its_options(name, options, method):
     plain = METHODS[method](eps=0.1)
@@ -31,14 +42,14 @@ def test_it_adds_its_loss_and_its_options(name, options, method):
     assert plain.modifiers == {}
 
 
-@pytest.mark.parametrize("name", list(MODIFIERS))
+@pytest.mark.parametrize("name", TIGHTNESS)
 def test_it_comes_in_with_the_ramp_of_wong_kolter(name):
     loss = (tr.methods.wong_kolter(eps=0.1) | MODIFIERS[name]()).losses[-1]
     full = at(loss.weight, 1.0)
     assert [at(loss.weight, moment) for moment in (0.0, 0.125, 0.25)] == [0.0, full / 2, full]
 
 
-@pytest.mark.parametrize("name", list(MODIFIERS))
+@pytest.mark.parametrize("name", TIGHTNESS)
 def test_it_fades_out_with_beta_in_crown_ibp(name):
     loss = (tr.methods.crown_ibp(eps=0.1) | MODIFIERS[name]()).losses[-1]
     begin, finish = 10 / 200, 60 / 200
@@ -47,7 +58,7 @@ def test_it_fades_out_with_beta_in_crown_ibp(name):
     assert at(loss.weight, finish) == at(loss.weight, 1.0) == 0
 
 
-@pytest.mark.parametrize("name", list(MODIFIERS))
+@pytest.mark.parametrize("name", TIGHTNESS)
 @pytest.mark.parametrize("method", ["ibp", "shi-ibp", "pgd"])
 def test_a_method_without_a_linear_relaxation_is_refused(name, method):
     with pytest.raises(InputError, match=f"{method} has none: add it to crown-ibp or wong-kolter"):
@@ -87,3 +98,28 @@ def test_a_recipe_with_a_mistake_says_which(modifiers, said):
 def test_a_recipe_whose_modifier_does_not_apply_is_refused():
     with pytest.raises(RecipeError, match="ibp has none"):
         parse_recipe({"method": {"name": "ibp", "eps": 0.1}, "modifiers": {"tightness-r": {}}}, "here")
+
+
+@pytest.mark.parametrize(("name", "options"), ROWS[2:])
+@pytest.mark.parametrize("method", CERTIFIED)
+def test_single_examples_have_their_say_in_every_certified_method(name, options, method):
+    plain = METHODS[method](eps=0.1)
+    modified = plain | MODIFIERS[name](**options)
+    assert modified.modifiers == {name: options}
+    assert [loss.name for loss in modified.losses] == [loss.name for loss in plain.losses]
+    weighed = [loss.name for loss in modified.losses if loss.weigh is not None]
+    assert weighed == (["robust"] if name in WEIGHTS else [])
+    assert (modified.radii is not None) == (name == "auto-eps")
+
+
+@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("method", ["fgsm", "pgd"])
+def test_without_certified_margins_there_is_nothing_to_look_at(name, method):
+    with pytest.raises(InputError, match=f"{name} looks at certified margins, and {method} has none"):
+        METHODS[method](eps=0.1) | MODIFIERS[name]()
+
+
+@pytest.mark.parametrize("name", WEIGHTS[1:])
+def test_an_example_has_one_weight(name):
+    with pytest.raises(InputError, match="have weights already"):
+        tr.methods.ibp(eps=0.1) | tr.reweight() | MODIFIERS[name]()

@@ -43,12 +43,12 @@ def test_natural_is_the_cross_entropy_of_each_example(batch):
 
 
 ROBUST = {
-    "interval": terms.robust(Interval()),
-    "crown-ibp": terms.crown_ibp(1.0),
-    "crown-ibp, mixed": terms.crown_ibp(0.4),
+    "interval": terms.worst_case(terms.bounded(Interval())),
+    "crown-ibp": terms.worst_case(terms.crown_ibp(1.0)),
+    "crown-ibp, mixed": terms.worst_case(terms.crown_ibp(0.4)),
     "fused": terms.fused_crown_ibp(1.0),
     "fused, mixed": terms.fused_crown_ibp(0.4),
-    "fast-lin": terms.relaxed(Scheme(fast_lin(), "parallel")),
+    "fast-lin": terms.worst_case(terms.relaxed(Scheme(fast_lin(), "parallel"))),
 }
 EVERY_BOUND = pytest.mark.parametrize("term", ROBUST.values(), ids=ROBUST)
 
@@ -74,7 +74,9 @@ def test_robust_bounds_the_function_that_the_clean_batch_normalised(batch):
     """With BatchNorm in training, a bound is about the clean batch's statistics, not the bound pass's."""
     x, y = examples(3)
     b = batch(small_network(3, norm=True), eps=1e-9, x=x, y=y)
-    torch.testing.assert_close(terms.robust(Interval())(b), terms.natural(b), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        terms.worst_case(terms.bounded(Interval()))(b), terms.natural(b), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("term", [*ROBUST.values(), terms.adversarial(one_step())])
@@ -88,7 +90,10 @@ def test_a_worst_case_over_a_point_is_the_natural_loss(batch, term, eps):
 def test_robust_grows_with_eps(batch):
     x, y = examples(2)
     module = small_network(2, norm=False)
-    losses = [terms.robust(Interval())(batch(module, eps=e, x=x, y=y)) for e in (0.0, 0.01, 0.1, 0.5)]
+    losses = [
+        terms.worst_case(terms.bounded(Interval()))(batch(module, eps=e, x=x, y=y))
+        for e in (0.0, 0.01, 0.1, 0.5)
+    ]
     assert all((after >= before).all() for before, after in itertools.pairwise(losses))
 
 
@@ -105,14 +110,14 @@ def test_the_gradient_is_that_of_finite_differences(batch, term, norm):
 def test_crown_ibp_is_that_of_the_engine(batch):
     x, y = examples(10)
     b = batch(small_network(10, norm=False), eps=0.1, x=x, y=y)
-    torch.testing.assert_close(terms.crown_ibp(1.0)(b), terms.robust(crown_ibp())(b))
+    torch.testing.assert_close(terms.crown_ibp(1.0)(b), terms.bounded(crown_ibp())(b))
 
 
 def test_a_mixture_without_its_first_engine_is_the_second(batch):
     x, y = examples(11)
     b = batch(small_network(11, norm=False), eps=0.1, x=x, y=y)
-    expected = terms.robust(Interval())(b)
-    for term in (terms.crown_ibp(0.0), terms.fused_crown_ibp(0.0)):
+    expected = terms.worst_case(terms.bounded(Interval()))(b)
+    for term in (terms.worst_case(terms.crown_ibp(0.0)), terms.fused_crown_ibp(0.0)):
         assert torch.equal(term(b), expected)
 
 
@@ -138,7 +143,7 @@ def test_fusion_survives_bounds_whose_exponentials_overflow(batch):
         for parameter in module.parameters():
             parameter.mul_(100)
     b = batch(module, eps=0.5, x=x, y=y)
-    assert bool((terms.robust(Interval())(b) > 1e4).any())
+    assert bool((terms.worst_case(terms.bounded(Interval()))(b) > 1e4).any())
     loss = terms.fused_crown_ibp(0.5)(b)
     assert torch.isfinite(loss).all()
     gradients = torch.autograd.grad(loss.sum(), list(module.parameters()))
@@ -153,7 +158,7 @@ def test_adversarial_is_the_loss_at_the_attacked_point(batch):
     point = b.attacked(attack)
     assert (b.region.contains(x, point) == 0).all()
     assert torch.equal(losses, F.cross_entropy(b.graph.run(point)[0], y, reduction="none"))
-    assert (losses <= terms.robust(Interval())(b)).all()
+    assert (losses <= terms.worst_case(terms.bounded(Interval()))(b)).all()
 
 
 def test_an_attack_repeats_with_the_step_s_seed(batch):
@@ -178,9 +183,9 @@ def test_radii_per_example_each_hold_for_their_own_example(batch):
     x, y = examples(8, count=3)
     module = small_network(8, norm=False)
     radii = torch.tensor([0.0, 0.1, 0.3])
-    losses = terms.robust(Interval())(batch(module, eps=radii, x=x, y=y))
+    losses = terms.worst_case(terms.bounded(Interval()))(batch(module, eps=radii, x=x, y=y))
     for i, eps in enumerate(radii.double()):
-        alone = terms.robust(Interval())(batch(module, eps=float(eps), x=x, y=y))[i]
+        alone = terms.worst_case(terms.bounded(Interval()))(batch(module, eps=float(eps), x=x, y=y))[i]
         torch.testing.assert_close(losses[i], alone, atol=1e-6, rtol=0)
 
 

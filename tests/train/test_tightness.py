@@ -132,7 +132,7 @@ def test_both_share_the_backward_pass_of_the_robust_loss(batch, monkeypatch):
     monkeypatch.setattr(module, "pull_back", lambda *a: calls.append(a) or honest(*a))
     b = make(batch, 3, 0.1)
     for term in (
-        terms.crown_ibp(0.5),
+        terms.worst_case(terms.crown_ibp(0.5)),
         regularisers.tightness_d(CROWN_IBP),
         regularisers.tightness_r(CROWN_IBP),
     ):

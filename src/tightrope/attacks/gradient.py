@@ -79,6 +79,25 @@ class Pgd:
             best, best_loss = _better(best, best_loss, point, self._loss(graph.run(point)[0], y))
         return best
 
+    @torch.no_grad()
+    def steps_needed(
+        self,
+        graph: Graph,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, "batch"],
+        region: Region,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch"]:
+        """How many steps of one restart leave each example correctly classified: `steps` if all do."""
+        point = region.sample(x, generator)
+        needed, standing = x.new_zeros(len(x)), torch.ones_like(y, dtype=torch.bool)
+        for _ in range(self.steps):
+            standing &= graph.run(point)[0].argmax(1) == y
+            needed += standing
+            gradient = self._gradient(graph, point, y)[1]
+            point = region.project(x, point + self.step * region.steepest(x, gradient))
+        return needed
+
     def _gradient(self, graph: Graph, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             point = point.detach().requires_grad_()

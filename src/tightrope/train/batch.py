@@ -20,6 +20,12 @@ from tightrope.spec import Spec
 Term = Callable[["Batch"], Tensor]
 """A loss: `batch -> (batch,)`, one value per example; a regulariser yields one value for the batch."""
 
+Margins = Callable[["Batch"], Tensor]
+"""Lower bounds of the margins over every class, 0 at the label's own: `batch -> (batch, classes)`."""
+
+State = dict[str, Tensor]
+"""What a method remembers from step to step; a checkpoint holds it."""
+
 SMALLEST_EPS = 1e-6
 """Radius at which a regulariser looks at bounds while the schedule is still at 0 (Shi et al. 2021)."""
 
@@ -51,6 +57,8 @@ class Batch:
         region: where each input may move at this moment of the run.
         progress: share of the run that is done.
         generator: source of this step's randomness.
+        index: numbers of the examples in their data set, if a method wants to know them.
+        state: what the run's method remembers.
     """
 
     def __init__(
@@ -61,9 +69,12 @@ class Batch:
         region: Region,
         progress: float,
         generator: torch.Generator,
+        index: Int[Tensor, "batch"] | None = None,
+        state: State | None = None,
     ) -> None:
         self.graph, self.x, self.y, self.region = graph, x, y, region
-        self.progress, self._generator = progress, generator
+        self.progress, self.generator = progress, generator
+        self.index, self.state = index, {} if state is None else state
         self._attacked: dict[Pgd, Tensor] = {}
         self._pulled: dict[Scheme, Pullback] = {}
         self._worst: dict[Scheme, Worst] = {}
@@ -76,6 +87,11 @@ class Batch:
     def logits(self) -> Float[Tensor, "batch classes"]:
         """Logits of the clean inputs."""
         return self._clean[0]
+
+    @property
+    def margins(self) -> Float[Tensor, "batch classes"]:
+        """`f_y - f_t` of the clean inputs."""
+        return self.logits.gather(1, self.y.unsqueeze(1)) - self.logits
 
     @property
     def fixed(self) -> Graph:
@@ -97,7 +113,7 @@ class Batch:
     def problem(self) -> Problem:
         """The margins over the `floored` region, of which every bound is asked once."""
         spec = Spec.margins(self.y, self.graph.classes, self.x)
-        return Problem(self.fixed, self.x, self.floored, spec, self._generator)
+        return Problem(self.fixed, self.x, self.floored, spec, self.generator)
 
     def pulled(self, scheme: Scheme) -> Pullback:
         """The margins pulled back to the input over a linear relaxation."""
@@ -131,5 +147,5 @@ class Batch:
         """The inputs after an attack on the network at its running statistics."""
         if attack not in self._attacked:
             network = self.graph.frozen()
-            self._attacked[attack] = attack(network, self.x, self.y, self.region, self._generator)
+            self._attacked[attack] = attack(network, self.x, self.y, self.region, self.generator)
         return self._attacked[attack]

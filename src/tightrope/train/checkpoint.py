@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tightrope.errors import InputError
 from tightrope.files import load_tensors, save_tensors
 from tightrope.identity import check_identity
+from tightrope.train.batch import State
 
 FORMAT = "tightrope-checkpoint/1"
 
@@ -58,11 +59,13 @@ def save_checkpoint(
     path: Path,
     module: nn.Module,
     optimiser: torch.optim.Optimizer,
+    method_state: State,
     done: Progressed,
     identity: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint atomically: the file holds the last state or this one, never a mixture."""
     tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
+    tensors |= {f"method.{name}": tensor for name, tensor in method_state.items()}
     numbers: dict[str, float] = {}
     for i, state in optimiser.state_dict()["state"].items():
         for key, value in state.items():
@@ -75,9 +78,13 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, identity: Mapping[str, Any]
+    path: Path,
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    method_state: State,
+    identity: Mapping[str, Any],
 ) -> Progressed:
-    """Bring network and optimiser to where a checkpoint left them.
+    """Bring network, optimiser and the method's state to where a checkpoint left them.
 
     Raises:
         IdentityError: if the checkpoint was made with other settings, data or network.
@@ -95,6 +102,8 @@ def load_checkpoint(
     for name, number in header["optimiser"].items():
         i, key = name.split(".", 1)
         state.setdefault(int(i), {})[key] = number
+    for name, tensor in method_state.items():
+        tensor.copy_(tensors[f"method.{name}"])
     module.load_state_dict(
         {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
     )

@@ -25,13 +25,15 @@ from tightrope.graph import Graph
 from tightrope.graph.ops import BatchNorm
 from tightrope.memory import keep_freed
 from tightrope.progress import Progress
-from tightrope.region import Box
 from tightrope.train.batch import Batch
 from tightrope.train.checkpoint import Progressed, derive_seed, load_checkpoint, save_checkpoint
 from tightrope.train.evaluate import HeldOut, evaluate
 from tightrope.train.methods import Method
 from tightrope.train.schedules import Number, Ramp, Real, Steps, Whole, at, first_drop, last
 from tightrope.train.step import train_step
+
+NOTE = "note: "
+"""What tells a method's notes from its losses in the sums of an epoch."""
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -116,15 +118,16 @@ def train(
     graph.module.train()
     _check_last_batch(graph, len(index), training.batch)
     with _only_run_in(out), torch.random.fork_rng(), _stop_requested() as stop:
+        state = method.begin(graph, len(examples))
         if resume and checkpoint.exists():
-            done = load_checkpoint(checkpoint, graph.module, optimiser, identity)
+            done = load_checkpoint(checkpoint, graph.module, optimiser, state, identity)
             _forget_epochs_after(metrics, done.step)
         else:
             done = Progressed(0, 0.0, {})
             torch.manual_seed(derive_seed(seed, "initialise", 0))
             if method.initialise is not None:
                 method.initialise(graph)
-            save_checkpoint(checkpoint, graph.module, optimiser, done, identity)
+            save_checkpoint(checkpoint, graph.module, optimiser, state, done, identity)
             metrics.unlink(missing_ok=True)
         saved = time.monotonic()
 
@@ -138,14 +141,14 @@ def train(
         def save() -> None:
             nonlocal saved
             check()
-            save_checkpoint(checkpoint, graph.module, optimiser, done, identity)
+            save_checkpoint(checkpoint, graph.module, optimiser, state, done, identity)
             saved = time.monotonic()
 
         with Progress(f"train {method.name}", total, done.step) as progress:
             while done.step < total:
                 epoch, offset = divmod(done.step, per_epoch)
                 order = _order(index, training.batch, seed, epoch)[offset:]
-                for x, y, _ in examples.batches(_seeded(order, seed, done.step)):
+                for x, y, numbers in examples.batches(_seeded(order, seed, done.step)):
                     began = time.perf_counter()
                     step_seed = derive_seed(seed, "step", done.step)
                     torch.manual_seed(step_seed)
@@ -154,7 +157,8 @@ def train(
                     for group in optimiser.param_groups:
                         group["lr"] = now.lr
                     x = x if augment is None else augment(x, generator)
-                    batch = Batch(graph, x, y, Box(now.eps), now.progress, generator)
+                    region = method.region(now.progress, numbers, state)
+                    batch = Batch(graph, x, y, region, now.progress, generator, numbers, state)
                     try:
                         result = train_step(method, batch, optimiser, training.clip)
                     except DivergedError as error:
@@ -164,7 +168,8 @@ def train(
                             f"{error} at step {done.step} ({now}). The last good state is in {checkpoint}. "
                             "Lower the learning rate, clip the gradient, or lengthen the ramp"
                         ) from None
-                    done.add({**result.losses, "gradient_norm": result.gradient_norm}, len(y))
+                    notes = {f"{NOTE}{name}": value for name, value in result.notes.items()}
+                    done.add({**result.losses, **notes, "gradient_norm": result.gradient_norm}, len(y))
                     done.seconds += time.perf_counter() - began
                     progress.advance()
                     if done.step % per_epoch == 0:
@@ -243,8 +248,10 @@ def _optimiser(graph: Graph, training: Training) -> torch.optim.Optimizer:
 def _epoch_record(
     graph: Graph, held_out: HeldOut, test_eps: float, done: Progressed, now: Moment
 ) -> dict[str, Any]:
-    losses = done.means()
-    gradient_norm = losses.pop("gradient_norm")
+    means = done.means()
+    gradient_norm = means.pop("gradient_norm")
+    notes = {k.removeprefix(NOTE): v for k, v in means.items() if k.startswith(NOTE)}
+    losses = {k: v for k, v in means.items() if not k.startswith(NOTE)}
     accuracy, layers = evaluate(graph, held_out, test_eps, now.method.engine)
     return {
         "epoch": now.epoch + 1,
@@ -255,6 +262,7 @@ def _epoch_record(
         "lr": now.lr,
         "gradient_norm": gradient_norm,
         "losses": losses,
+        **({"notes": notes} if notes else {}),
         "weights": {loss.name: at(loss.weight, now.progress) for loss in now.method.losses},
         "held_out": accuracy,
         "layers": layers,

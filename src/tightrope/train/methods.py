@@ -11,9 +11,11 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
+from jaxtyping import Int
 from pydantic import BaseModel, Field
+from torch import Tensor
 
 from tightrope.attacks import Pgd
 from tightrope.attacks import fgsm as one_step
@@ -22,30 +24,16 @@ from tightrope.bounds.projected import Projected
 from tightrope.bounds.pullback import Scheme
 from tightrope.errors import InputError
 from tightrope.graph import Graph
+from tightrope.region import Box
 from tightrope.train import regularisers, terms
-from tightrope.train.batch import Term
+from tightrope.train.batch import Margins, State
+from tightrope.train.combine import Bisector, Total
 from tightrope.train.initialise import ibp_initialisation
-from tightrope.train.schedules import Course, Number, NumberOrRamp, Ramp, Real, Steps, Whole, at, last
+from tightrope.train.objective import Combiner, Loss, Radii
+from tightrope.train.schedules import Course, Number, NumberOrRamp, Ramp, Real, Share, Steps, Whole, at, last
 
 P = ParamSpec("P")
 R = TypeVar("R", "Method", "Modifier")
-
-
-@dataclass(frozen=True)
-class Loss:
-    """One part of an objective.
-
-    Args:
-        name: how metrics and errors call it.
-        weight: a number or a schedule; while it is 0, the term is not computed.
-        term: the loss per example.
-        certified: whether it bounds the worst case over the region.
-    """
-
-    name: str
-    weight: Number
-    term: Term
-    certified: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +60,8 @@ class Method:
         initialise: what is done to the network before the first step.
         engine: what certifies the held-out examples in the metrics.
         relaxation: the linear relaxation that its robust loss rests on, if it does.
+        combiner: how its losses become one gradient.
+        radii: the radius of each example, if not `eps` for all.
         options: what its function was called with; part of a run's identity.
         modifiers: what was added by `method | modifier`: each one's options by its name.
     """
@@ -82,6 +72,8 @@ class Method:
     initialise: Callable[[Graph], None] | None = None
     engine: Engine = field(default_factory=Interval)
     relaxation: Relaxation | None = None
+    combiner: Combiner = field(default_factory=Total)
+    radii: Radii | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     modifiers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -95,6 +87,15 @@ class Method:
             raise InputError(f"{self.name} already has the modifier {modifier.name}")
         modifiers = {**self.modifiers, modifier.name: modifier.options}
         return replace(modifier.change(self), modifiers=modifiers)
+
+    def begin(self, graph: Graph, examples: int) -> State:
+        """What it remembers, at the beginning of a run on this many examples."""
+        return self.combiner.begin(graph) | ({} if self.radii is None else self.radii.begin(examples))
+
+    def region(self, progress: float, index: Int[Tensor, "batch"], state: State) -> Box:
+        """Where the examples with these numbers may move when this share of the run is done."""
+        eps = at(self.eps, progress)
+        return Box(eps if self.radii is None else self.radii(eps, index, state))
 
     def __post_init__(self) -> None:
         certified = [loss for loss in self.losses if loss.certified]
@@ -191,8 +192,7 @@ def ibp(eps: Number, kappa: NumberOrRamp = 0.5, ramp: Course = Course(begin=0.03
     """
     eps, ramp = _on(ramp, eps)
     kappa = kappa if isinstance(kappa, Ramp) else ramp.between(1.0, kappa)
-    robust = terms.robust(Interval())
-    losses = (Loss("natural", kappa, terms.natural), Loss("robust", _rest(kappa), robust, certified=True))
+    losses = (Loss("natural", kappa, terms.natural), _robust(_rest(kappa), terms.bounded(Interval())))
     return Method("ibp", eps, losses)
 
 
@@ -216,7 +216,7 @@ def shi_ibp(
     engine = Interval()
     weight = ramp.between(regularise, 0.0)
     losses = (
-        Loss("robust", 1.0, terms.robust(engine), certified=True),
+        _robust(1.0, terms.bounded(engine)),
         Loss("tightness", weight, regularisers.shi_tightness(engine)),
         Loss("relu-balance", weight, regularisers.shi_relu(engine)),
     )
@@ -247,8 +247,10 @@ def crown_ibp(
     beta = beta if isinstance(beta, Ramp) else ramp.between(1.0, beta)
     if not all(0 <= share <= 1 for share in (beta.start, beta.end)):
         raise InputError(f"crown-ibp: beta is a share and must lie in [0, 1], got {beta}")
-    robust = terms.fused_crown_ibp(beta) if fusion else terms.crown_ibp(beta)
-    losses = (Loss("natural", kappa, terms.natural), Loss("robust", _rest(kappa), robust, certified=True))
+    robust = _robust(_rest(kappa), terms.crown_ibp(beta))
+    if fusion:  # there are no margins of single classes but the interval ones
+        robust = replace(robust, term=terms.fused_crown_ibp(beta), margins=terms.bounded(Interval()))
+    losses = (Loss("natural", kappa, terms.natural), robust)
     return Method("crown-ibp", eps, losses, relaxation=Relaxation(terms.CROWN_IBP, beta))
 
 
@@ -270,10 +272,106 @@ def wong_kolter(
     eps, ramp = _on(ramp, eps)
     boxes = Projected(projections) if projections else Linear("parallel", "linear", sides="none")
     scheme = Scheme(boxes, "parallel")
-    losses = (Loss("robust", 1.0, terms.relaxed(scheme), certified=True),)
+    losses = (_robust(1.0, terms.relaxed(scheme)),)
     relaxation = Relaxation(scheme, ramp.between(0.0, 1.0))
     exact = Linear("parallel", "linear", sides="lower")
     return Method("wong-kolter", eps, losses, engine=exact, relaxation=relaxation)
+
+
+@published(METHODS)
+def advibp(
+    eps: Number,
+    combiner: Literal["bisector", "total"] = "bisector",
+    threshold: NumberOrRamp = 0.5,
+    beta1: Share = 0.9,
+    beta2: Share = 0.999,
+    warmup: Share = 0.05,
+    ramp: Course = Course(begin=0.02, finish=0.3),
+) -> Method:
+    """AdvIBP (Fan and Li 2021): an adversarial and an IBP loss, together (advibp.txt, algorithms 1 and 2).
+
+    Clean training until the ramp begins; then the adversarial loss alone, at rising eps, until `warmup`;
+    then both.
+
+    Args:
+        eps: radius at the end of the ramp, in pixel units; or a schedule (a ramp sets the course too).
+        combiner: "bisector" weighs the two gradients by their moments; "total" adds them up (the paper's
+            baseline).
+        threshold: FOSC up to which the adversarial loss has priority where the gradients disagree, at the
+            end of the ramp; it falls to 0 over the next 40 % of what is left. Or a schedule.
+        beta1: decay of the moving averages of the gradients.
+        beta2: decay of the moving averages of their lengths.
+        warmup: share of the run until which there is no robust loss.
+        ramp: when eps rises.
+    """
+    robust = terms.bounded(Interval())
+    return _joint("advibp", eps, robust, combiner, threshold, beta1, beta2, warmup, ramp)
+
+
+@published(METHODS)
+def advcrown_ibp(
+    eps: Number,
+    combiner: Literal["bisector", "total"] = "bisector",
+    threshold: NumberOrRamp = 0.5,
+    beta1: Share = 0.9,
+    beta2: Share = 0.999,
+    warmup: Share = 0.05,
+    ramp: Course = Course(begin=0.02, finish=0.3),
+) -> Method:
+    """AdvCROWN-IBP (Fan and Li 2021): AdvIBP with CROWN-IBP's bounds fading to IBP's over the ramp.
+
+    Args:
+        eps: radius at the end of the ramp, in pixel units; or a schedule (a ramp sets the course too).
+        combiner: "bisector" weighs the two gradients by their moments; "total" adds them up.
+        threshold: FOSC up to which the adversarial loss has priority where the gradients disagree, at the
+            end of the ramp; it falls to 0 over the next 40 % of what is left. Or a schedule.
+        beta1: decay of the moving averages of the gradients.
+        beta2: decay of the moving averages of their lengths.
+        warmup: share of the run until which there is no robust loss.
+        ramp: when eps rises, and CROWN-IBP's share falls from 1 to 0.
+    """
+    eps, ramp = _on(ramp, eps)
+    beta = ramp.between(1.0, 0.0)
+    robust = terms.crown_ibp(beta)
+    method = _joint("advcrown-ibp", eps, robust, combiner, threshold, beta1, beta2, warmup, ramp)
+    return replace(method, relaxation=Relaxation(terms.CROWN_IBP, beta))
+
+
+def _joint(
+    name: str,
+    eps: float | Ramp | Steps,
+    robust: Margins,
+    combiner: Literal["bisector", "total"],
+    threshold: float | Ramp,
+    beta1: float,
+    beta2: float,
+    warmup: float,
+    ramp: Course,
+) -> Method:
+    """An adversarial and a robust loss, after clean and adversarial warm-up."""
+    eps, ramp = _on(ramp, eps)
+    if not isinstance(threshold, Ramp):
+        over = ramp.finish + 0.4 * (1 - ramp.finish)
+        threshold = Course(begin=ramp.finish, finish=over).between(threshold, 0.0)
+    if not ramp.begin <= warmup <= ramp.finish:
+        raise InputError(
+            f"{name}: the adversarial warm-up goes from the begin of the ramp ({ramp.begin}) to `warmup` "
+            f"({warmup}), which must lie in the ramp (it ends at {ramp.finish})"
+        )
+    attack = one_step()
+    clean, joint = Course(begin=ramp.begin, finish=ramp.begin), Course(begin=warmup, finish=warmup)
+    losses = (
+        Loss("natural", clean.between(1.0, 0.0), terms.natural),
+        Loss("adversarial", clean.between(0.0, 1.0), terms.adversarial(attack)),
+        _robust(joint.between(0.0, 1.0), robust),
+    )
+    both = Bisector(attack, threshold, beta1, beta2) if combiner == "bisector" else Total()
+    return Method(name, eps, losses, combiner=both)
+
+
+def _robust(weight: Number, margins: Margins) -> Loss:
+    """The loss of the worst case, by lower bounds of the margins."""
+    return Loss("robust", weight, terms.worst_case(margins), margins)
 
 
 def _on(ramp: Course, eps: float | Ramp | Steps) -> tuple[Ramp | Steps, Course]:

@@ -11,12 +11,14 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tightrope.attacks import Pgd
 from tightrope.bounds.pullback import Scheme
 from tightrope.errors import InputError
-from tightrope.train import regularisers
+from tightrope.train import regularisers, weights
 from tightrope.train.batch import Term
-from tightrope.train.methods import MODIFIERS, Loss, Method, Modifier, published
-from tightrope.train.schedules import Real
+from tightrope.train.methods import MODIFIERS, Method, Modifier, published
+from tightrope.train.objective import Loss, Weigh
+from tightrope.train.schedules import Real, Whole
 
 Positive = Annotated[Real, Field(gt=0)]
 
@@ -45,6 +47,82 @@ def tightness_d(lam: Positive = 5e-3) -> Modifier:
     return Modifier("tightness-d", _on_the_relaxation("tightness-d", lam, regularisers.tightness_d))
 
 
+@published(MODIFIERS)
+def reweight(gamma: Positive = 5.0, alpha: Positive = 0.1) -> Modifier:
+    """Weigh the robust loss of each example by how near it is to being certified or not.
+
+    `exp(-gamma |margin|) + alpha`, by the certified margin `p_y - max_t p_t` (decision_boundary.txt).
+
+    Args:
+        gamma: how fast the weight falls away from the boundary.
+        alpha: weight of the examples far from it.
+    """
+    return Modifier("reweight", _weighted("reweight", weights.near_the_boundary(gamma, alpha)))
+
+
+@published(MODIFIERS)
+def reweight_attack(
+    alpha: Positive = 1.0, steps: Annotated[Whole, Field(ge=1)] = 10, step: Positive = 0.25
+) -> Modifier:
+    """Weigh the robust loss of each example by `exp(-alpha margin)` at an attacked point (Zeng et al. 2020).
+
+    Args:
+        alpha: how fast the weight falls with the margin.
+        steps: gradient steps of the attack.
+        step: length of one, as a share of eps.
+    """
+    attack = Pgd(steps=steps, step=step, keep_best=False)
+    return Modifier("reweight-attack", _weighted("reweight-attack", weights.by_attack(alpha, attack)))
+
+
+@published(MODIFIERS)
+def reweight_gairat(
+    lam: Real = -1.0, steps: Annotated[Whole, Field(ge=1)] = 10, step: Positive = 0.25
+) -> Modifier:
+    """Weigh the robust loss of each example by how many steps an attack needs (GAIRAT, Zhang et al. 2020).
+
+    Args:
+        lam: lambda, by which all weights are shifted.
+        steps: gradient steps of the attack.
+        step: length of one, as a share of eps.
+    """
+    attack = Pgd(steps=steps, step=step, keep_best=False)
+    return Modifier("reweight-gairat", _weighted("reweight-gairat", weights.by_steps(lam, attack)))
+
+
+@published(MODIFIERS)
+def auto_eps(max_offset: Positive = 0.15) -> Modifier:
+    """Train each example at its own radius, smaller where it could not be certified (decision_boundary.txt).
+
+    Args:
+        max_offset: by how much at most, in pixel units: 0.15 for MNIST at 0.4, 0.01 for CIFAR-10 at 14/255.
+    """
+
+    def change(method: Method) -> Method:
+        _certified("auto-eps", method)
+        return replace(method, radii=weights.AutoEps(max_offset))
+
+    return Modifier("auto-eps", change)
+
+
+def _certified(name: str, method: Method) -> None:
+    if not any(loss.certified for loss in method.losses):
+        raise InputError(
+            f"{name} looks at certified margins, and {method.name} has none: add it to ibp, for example"
+        )
+
+
+def _weighted(name: str, weigh: Weigh) -> Callable[[Method], Method]:
+    def change(method: Method) -> Method:
+        _certified(name, method)
+        if any(loss.weigh is not None for loss in method.losses):
+            raise InputError(f"{name}: the examples of {method.name} have weights already")
+        losses = (replace(loss, weigh=weigh) if loss.certified else loss for loss in method.losses)
+        return replace(method, losses=tuple(losses))
+
+    return change
+
+
 def _on_the_relaxation(
     name: str, weight: float, regulariser: Callable[[Scheme], Term]
 ) -> Callable[[Method], Method]:
@@ -55,8 +133,8 @@ def _on_the_relaxation(
                 "add it to crown-ibp or wong-kolter"
             )
         presence = method.relaxation.presence
-        weights = presence.course().between(weight * presence.start, weight * presence.end)
-        loss = Loss(name, weights, regulariser(method.relaxation.scheme))
+        present = presence.course().between(weight * presence.start, weight * presence.end)
+        loss = Loss(name, present, regulariser(method.relaxation.scheme))
         return replace(method, losses=(*method.losses, loss))
 
     return change

@@ -8,12 +8,11 @@ import time
 import torch
 
 from tightrope.graph import Graph, trace
-from tightrope.region import Box
 from tightrope.train.batch import Batch
 from tightrope.train.evaluate import HeldOut, evaluate
 from tightrope.train.loop import Training
 from tightrope.train.methods import Method
-from tightrope.train.schedules import Ramp, at
+from tightrope.train.schedules import Ramp
 from tightrope.train.step import train_step
 
 ROUNDS = 3  # timed steps, after one that warms up
@@ -37,7 +36,7 @@ def predict_seconds(
     count = min(training.batch, len(held_out.y))
     x, y = held_out.x[:count], held_out.y[:count]
     optimiser = torch.optim.Adam(copied.module.parameters(), 1e-9)
-    eps = method.eps
+    state, numbers, eps = method.begin(copied, count), torch.arange(count), method.eps
     begin, finish = (eps.begin, eps.finish) if isinstance(eps, Ramp) else (0.0, 0.0)
     per_example = 0.0
     for start, stop in ((0.0, begin), (begin, finish), (finish, 1.0)):
@@ -46,7 +45,9 @@ def predict_seconds(
         progress, times = (start + stop) / 2, []
         for _ in range(ROUNDS + 1):
             began = time.perf_counter()
-            batch = Batch(copied, x, y, Box(at(eps, progress)), progress, torch.Generator(x.device))
+            region = method.region(progress, numbers, state)
+            generator = torch.Generator(x.device)
+            batch = Batch(copied, x, y, region, progress, generator, numbers, state)
             train_step(method, batch, optimiser, clip=0.0)
             times.append(time.perf_counter() - began)
         per_example += (stop - start) * min(times[1:]) / count

@@ -11,7 +11,7 @@ from tightrope.attacks import Pgd
 from tightrope.bounds import Estimator, Interval
 from tightrope.bounds.linear import lower_bound, relax_all
 from tightrope.bounds.pullback import Scheme
-from tightrope.train.batch import Batch, Term
+from tightrope.train.batch import Batch, Margins, Term
 from tightrope.train.schedules import Number, at
 
 
@@ -31,53 +31,54 @@ def adversarial(attack: Pgd) -> Term:
     return term
 
 
-def robust(engine: Estimator) -> Term:
+def worst_case(margins: Margins) -> Term:
     """`CE(-m_low, y)` with lower bounds of the margins: never below the worst `CE(f(x'), y)`.
 
-    Source: Wong and Kolter 2018; certified_training_chapter.txt, eq. 14.4.
+    Source: Wong and Kolter 2018, eq. 12; certified_training_chapter.txt, eq. 14.4.
     """
 
     def term(batch: Batch) -> Float[Tensor, "batch"]:
-        if batch.still:
-            return natural(batch)
-        return F.cross_entropy(-batch.problem.bounds(engine).lower, batch.y, reduction="none")
+        return F.cross_entropy(-margins(batch), batch.y, reduction="none")
 
     return term
 
 
-def relaxed(scheme: Scheme) -> Term:
-    """`CE(-m_low, y)` with the margins pulled back over a linear relaxation.
+def bounded(engine: Estimator) -> Margins:
+    """Margins bounded by an engine."""
 
-    Source: Wong and Kolter 2018, eq. 12; tight_relaxation.txt, eq. 10.
-    """
+    def margins(batch: Batch) -> Float[Tensor, "batch classes"]:
+        return batch.margins if batch.still else batch.problem.bounds(engine).lower
 
-    def term(batch: Batch) -> Float[Tensor, "batch"]:
-        if batch.still:
-            return natural(batch)
-        return F.cross_entropy(-batch.pulled(scheme).lower, batch.y, reduction="none")
+    return margins
 
-    return term
+
+def relaxed(scheme: Scheme) -> Margins:
+    """Margins pulled back over a linear relaxation (tight_relaxation.txt, eq. 10)."""
+
+    def margins(batch: Batch) -> Float[Tensor, "batch classes"]:
+        return batch.margins if batch.still else batch.pulled(scheme).lower
+
+    return margins
 
 
 CROWN_IBP = Scheme(Interval(), "adaptive")
 """CROWN's lines over interval boxes."""
 
 
-def crown_ibp(share: Number) -> Term:
-    """`CE(-m, y)` with `m = share m_CROWN-IBP + (1 - share) m_IBP`.
+def crown_ibp(share: Number) -> Margins:
+    """`share m_CROWN-IBP + (1 - share) m_IBP`.
 
     Source: Zhang et al. 2020, eq. 10; certified_training_chapter.txt, section 14.3 (share is its beta).
     """
 
-    def term(batch: Batch) -> Float[Tensor, "batch"]:
+    def margins(batch: Batch) -> Float[Tensor, "batch classes"]:
         beta = at(share, batch.progress)
         if batch.still or beta == 0:
-            return robust(Interval())(batch)
+            return bounded(Interval())(batch)
         interval = batch.problem.bounds(Interval()).lower
-        lower = torch.lerp(interval, batch.pulled(CROWN_IBP).lower, beta)
-        return F.cross_entropy(-lower, batch.y, reduction="none")
+        return torch.lerp(interval, batch.pulled(CROWN_IBP).lower, beta)
 
-    return term
+    return margins
 
 
 def fused_crown_ibp(share: Number) -> Term:
@@ -93,7 +94,7 @@ def fused_crown_ibp(share: Number) -> Term:
     def term(batch: Batch) -> Float[Tensor, "batch"]:
         beta = at(share, batch.progress)
         if batch.still or beta == 0:
-            return robust(Interval())(batch)
+            return worst_case(bounded(Interval()))(batch)
         problem = batch.problem
         interval = problem.bounds(Interval())
         lower, upper = interval.lower, interval.upper

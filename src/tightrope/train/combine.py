@@ -1,0 +1,174 @@
+"""Combiners: how several losses become one gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tightrope.attacks import Pgd
+from tightrope.errors import DivergedError
+from tightrope.graph import Graph
+from tightrope.train.batch import Batch, State
+from tightrope.train.objective import Gradient, Loss
+from tightrope.train.schedules import Number, at
+
+
+def _read(names: Sequence[str], values: Tensor) -> dict[str, float]:
+    losses = dict(zip(names, values.tolist(), strict=True))
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            raise DivergedError(f"the loss `{name}` is {value}")
+    return losses
+
+
+@dataclass(frozen=True)
+class Total:
+    """The gradient of the weighted sum."""
+
+    def begin(self, graph: Graph) -> State:  # noqa: ARG002
+        """See `Combiner`."""
+        return {}
+
+    def __call__(
+        self, losses: Mapping[str, tuple[Loss, float]], batch: Batch, parameters: Sequence[Tensor]
+    ) -> Gradient:
+        """See `Combiner`."""
+        values = torch.stack([loss.value(batch) for loss, _ in losses.values()])
+        read = _read([*losses], values)
+        for parameter in parameters:
+            parameter.grad = None
+        values.dot(values.new_tensor([weight for _, weight in losses.values()])).backward()
+        return Gradient(read, {})
+
+
+@dataclass(frozen=True)
+class Bisector:
+    """AdvIBP's weights of an adversarial and a robust loss, from moments of their past gradients.
+
+    `m1, m2` are moving averages of the two gradients and `v1, v2` of their lengths, of the steps before
+    this one, so that the weights do not depend on this step's batch. Where the gradients agree, the step
+    goes along their angular bisector; where they do not, one loss has priority and the other's gradient is
+    projected: the adversarial loss while its attack is strong (FOSC at most the threshold), else the robust
+    one, with the square of its loss as a regulariser.
+    Source: advibp.txt, algorithm 1; seeds.md, section 3.
+
+    Args:
+        attack: that of the adversarial loss.
+        threshold: FOSC up to which the adversarial loss has priority: `c_t`.
+        beta1: decay of the averages of the gradients.
+        beta2: decay of the averages of their lengths.
+    """
+
+    attack: Pgd
+    threshold: Number
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+    pair = ("adversarial", "robust")
+
+    def begin(self, graph: Graph) -> State:
+        """See `Combiner`."""
+        first, *others = [p for p in graph.module.parameters() if p.requires_grad]
+        size = first.numel() + sum(p.numel() for p in others)
+        return {
+            "moments.gradients": first.new_zeros(2, size).detach(),
+            "moments.lengths": first.new_zeros(2, dtype=torch.float64).detach(),
+            "moments.steps": torch.zeros((), dtype=torch.int64),
+        }
+
+    def __call__(
+        self, losses: Mapping[str, tuple[Loss, float]], batch: Batch, parameters: Sequence[Tensor]
+    ) -> Gradient:
+        """See `Combiner`. While only one of the two losses counts, it is as with `Total`."""
+        if set(losses) != set(self.pair):
+            return Total()(losses, batch, parameters)
+        state, pair = batch.state, [losses[name][0] for name in self.pair]
+        averages, lengths, product = self._moments(state)
+        disagree = product is not None and product <= 0
+        inputs = list(parameters)
+        if disagree:  # the attack's strength is wanted, and its gradient comes with those of the parameters
+            inputs.append(batch.attacked(self.attack).requires_grad_())
+        adversarial = pair[0].value(batch)
+        robust = pair[1].value(batch)
+        read = _read(self.pair, torch.stack([adversarial, robust]))
+        parts = torch.autograd.grad(adversarial, inputs, allow_unused=True, materialize_grads=True)
+        first = torch.cat([part.flatten() for part in parts[: len(parameters)]])
+        others = torch.autograd.grad(robust, parameters, allow_unused=True, materialize_grads=True)
+        second = torch.cat([part.flatten() for part in others])
+
+        notes: dict[str, float] = {}
+        if product is None:  # the first step has no past
+            weights = (1.0, 1.0)
+        else:
+            norms = float(averages[0].norm()) * float(averages[1].norm())
+            notes["cosine"] = product / norms if norms else 0.0
+            strong = False
+            if disagree:
+                notes["fosc"] = fosc(batch, self.attack, parts[-1] * len(batch.y))
+                strong = notes["fosc"] <= at(self.threshold, batch.progress)
+            notes |= {
+                "agree": float(not disagree),
+                "adversarial first": float(disagree and strong),
+                "robust first": float(disagree and not strong),
+            }
+            weights = self.weights(averages, lengths, product, strong, read["robust"])
+        notes |= {"adversarial weight": weights[0], "robust weight": weights[1]}
+        self._learn(state, first, second)
+        final = weights[0] * first + weights[1] * second
+        pieces = final.split([p.numel() for p in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+        return Gradient(read, notes)
+
+    def weights(
+        self, averages: Tensor, lengths: Sequence[float], product: float, strong: bool, robust: float
+    ) -> tuple[float, float]:
+        """What the two gradients are multiplied by: `kappa_adv`, and `kappa_IBP + 2 kappa_reg L_IBP`.
+
+        Args:
+            averages: `m1, m2`, bias-corrected, `(2, parameters)`.
+            lengths: `v1, v2`, bias-corrected.
+            product: `<m1, m2>`.
+            strong: whether the attack is strong enough for the adversarial loss to have priority.
+            robust: `L_IBP`, whose square is the regulariser.
+        """
+        v1, v2 = (max(length, 1e-12) for length in lengths)
+        if product > 0:
+            bisector = averages[0] / v1 + averages[1] / v2
+            gamma = 0.5 * float((averages.sum(0) @ bisector) / (bisector @ bisector))
+            return gamma / v1, gamma / v2
+        if strong:
+            return 1.0, -product / v2**2
+        return -product / v1**2, 1.0 + 2 * 0.5 * robust
+
+    def _moments(self, state: State) -> tuple[Tensor, list[float], float | None]:
+        """`m1, m2`, `v1, v2`, and `<m1, m2>`, bias-corrected; no product before the first step."""
+        steps = int(state["moments.steps"])
+        averages, lengths = state["moments.gradients"], state["moments.lengths"]
+        if steps == 0:
+            return averages, lengths.tolist(), None
+        averages = averages / (1 - self.beta1**steps)
+        return averages, (lengths / (1 - self.beta2**steps)).tolist(), float(averages[0] @ averages[1])
+
+    def _learn(self, state: State, first: Tensor, second: Tensor) -> None:
+        averages, lengths = state["moments.gradients"], state["moments.lengths"]
+        averages[0].lerp_(first, 1 - self.beta1)
+        averages[1].lerp_(second, 1 - self.beta1)
+        lengths.lerp_(torch.stack([first.norm(), second.norm()]).to(lengths), 1 - self.beta2)
+        state["moments.steps"] += 1
+
+
+def fosc(batch: Batch, attack: Pgd, gradient: Float[Tensor, "batch *shape"]) -> float:
+    """First-order stationary condition of the attacked inputs, on average: 0 where no step helps.
+
+    `c(x') = max <x'' - x', grad>` over the region, `grad` that of the example's own loss at x'. Source: Wang
+    et al. 2019; advibp.txt, eq. 6.
+    """
+    point, rows = batch.attacked(attack).detach(), gradient.unsqueeze(1)
+    reach = -batch.region.minimise(batch.x, -rows).squeeze(1)
+    return float((reach - (point * gradient).flatten(1).sum(1)).mean())
