@@ -224,3 +224,12 @@ def test_offsets_follow_their_examples_through_two_shuffled_epochs(network, imag
         assert seen[0][0] == pytest.approx(0.05)
         for (_, offset), (radius, _) in itertools.pairwise(seen):
             assert radius == pytest.approx(max(0.0, 0.05 - offset), abs=1e-7)
+
+
+def test_a_step_says_how_many_examples_count(network, batch):
+    module, index = network(), torch.arange(12)
+    method = tr.methods.ibp(eps=0.05) | tr.reweight()
+    result = train_step(method, batch(module, index=index), torch.optim.SGD(module.parameters(), 0.0), 0.0)
+    weights = near_the_boundary(5.0, 0.1)(batch(module), IBP)
+    share = weights.sum().square() / (12 * weights.square().sum())
+    assert result.notes == {"effective share of robust": pytest.approx(share.item(), rel=1e-5)}

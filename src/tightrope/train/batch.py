@@ -59,6 +59,9 @@ class Batch:
         generator: source of this step's randomness.
         index: numbers of the examples in their data set, if a method wants to know them.
         state: what the run's method remembers.
+
+    Attributes:
+        weighed: weights of the examples in each loss that has taken their weighted mean, by its name.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Batch:
         self.graph, self.x, self.y, self.region = graph, x, y, region
         self.progress, self.generator = progress, generator
         self.index, self.state = index, {} if state is None else state
+        self.weighed: dict[str, Tensor] = {}
         self._attacked: dict[Pgd, Tensor] = {}
         self._pulled: dict[Scheme, Pullback] = {}
         self._worst: dict[Scheme, Worst] = {}

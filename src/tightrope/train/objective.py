@@ -45,7 +45,7 @@ class Loss:
         values = self.term(batch)
         if self.weigh is None or self.margins is None:
             return values.mean()
-        weights = self.weigh(batch, self.margins)
+        weights = batch.weighed[self.name] = self.weigh(batch, self.margins)
         return (weights * values).sum() / weights.sum()
 
 

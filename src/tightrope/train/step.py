@@ -51,7 +51,10 @@ def train_step(method: Method, batch: Batch, optimiser: torch.optim.Optimizer, c
     if clip:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     optimiser.step()
-    notes = gradient.notes
+    notes = gradient.notes | {
+        f"effective share of {name}": float(weights.mean().square() / weights.square().mean())
+        for name, weights in batch.weighed.items()
+    }
     if method.radii is not None:
         notes = notes | {"mean radius": float(torch.as_tensor(batch.region.eps).mean())}
         for loss, _ in active.values():
