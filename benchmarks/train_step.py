@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from tightrope.graph import trace
 from tightrope.memory import keep_freed
 from tightrope.models import build
-from tightrope.region import Box
 from tightrope.train import METHODS, Method
 from tightrope.train.batch import Batch
+from tightrope.train.modifiers import auto_eps, reweight
 from tightrope.train.step import train_step
 
 EPS, KAPPA, BATCH = 0.3, 0.5, 100
@@ -70,10 +70,12 @@ def hand_step(net: nn.Sequential, optimiser: torch.optim.Optimizer, x: Tensor, y
 
 def our_step(name: str, x: Tensor, y: Tensor, method: Method, progress: float = 1.0) -> Callable[[], object]:
     net, optimiser = network(name)
-    graph, generator = trace(net, (1, 28, 28)), torch.Generator()
+    graph, generator, index = trace(net, (1, 28, 28)), torch.Generator(), torch.arange(len(x))
+    state = method.begin(graph, len(x))
 
     def step() -> None:
-        batch = Batch(graph, x, y, Box(EPS), progress, generator)
+        region = method.region(progress, index, state)
+        batch = Batch(graph, x, y, region, progress, generator, index, state)
         train_step(method, batch, optimiser, clip=0.0)
 
     return step
@@ -86,6 +88,8 @@ def measure(name: str, rounds: int, warmup: int = 5) -> dict[str, float]:
         "plain": lambda: plain_step(*plain, x, y),
         "hand-written": lambda: hand_step(*hand, x, y),
         "ibp": our_step(name, x, y, METHODS["ibp"](eps=EPS, kappa=KAPPA)),
+        "ibp, reweight, auto-eps": our_step(name, x, y, METHODS["ibp"](eps=EPS) | reweight() | auto_eps()),
+        "advibp": our_step(name, x, y, METHODS["advibp"](eps=EPS)),
         **{
             title: our_step(name, x, y, METHODS["crown-ibp"](eps=EPS, fusion=fusion), IN_THE_RAMP)
             for title, fusion in {"crown-ibp": False, "crown-ibp, fused": True}.items()
@@ -101,6 +105,7 @@ def measure(name: str, rounds: int, warmup: int = 5) -> dict[str, float]:
     medians = {variant: statistics.median(times) for variant, times in seconds.items()}
     ratios = {f"{variant} / plain": medians[variant] / medians["plain"] for variant in steps}
     ratios["ibp / hand-written"] = medians["ibp"] / medians["hand-written"]
+    ratios |= {f"{v} / ibp": medians[v] / medians["ibp"] for v in ("ibp, reweight, auto-eps", "advibp")}
     figures = {f"{variant} ms": 1e3 * value for variant, value in medians.items()} | ratios
     return {name: round(figure, 3) for name, figure in figures.items()}
 

@@ -72,6 +72,8 @@ _STYLE: dict[Any, Any] = {
 _WIDTH = 9.0  # inches; at the page's 900 px a point of text is 1.4 px
 _BARS = 48
 
+SHARE = "effective share of "  # how the notes on weighted losses begin; the loss's name follows
+
 
 def accuracies(runs: Mapping[str, Sequence[Epoch]], key: str, alt: str) -> Markup:
     """Clean and certified accuracy on held-out training examples by epoch, one line per run and panel."""
@@ -126,6 +128,57 @@ def schedules(epochs: Sequence[Epoch], key: str, alt: str) -> Markup:
         return _svg(figure, key, alt)
 
 
+def combination(epochs: Sequence[Epoch], key: str, alt: str) -> Markup:
+    """What the bisector notes by epoch: shares of its cases, cosine and FOSC, and the two coefficients."""
+    with mpl.rc_context(_STYLE):
+        figure, panels = _panels(3, 2.9)
+        strength = panels[1].twinx()
+        for axes, note, label, colour, dash in (
+            (panels[0], "agree", "both gradients", "green", "-"),
+            (panels[0], "adversarial first", "adversarial", "vermilion", "-"),
+            (panels[0], "robust first", "robust", "blue", "-"),
+            (panels[1], "cosine", "cosine (left scale)", "purple", "-"),
+            (strength, "fosc", "FOSC (right scale)", "orange", (0, (5, 2))),
+            (panels[2], "adversarial weight", "adversarial", "vermilion", "-"),
+            (panels[2], "robust weight", "robust", "blue", "-"),
+        ):
+            _line(axes, epochs, _note(epochs, note), label=label, color=PALETTE[colour], linestyle=dash)
+        for axes, title in zip(panels, ("Steps led by", "Agreement, attack", "Coefficients"), strict=True):
+            axes.set_title(title)
+        panels[0].set_ylim(-0.02, 1.02)
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+        panels[1].set_ylim(-1.05, 1.05)
+        strength.set_ylim(bottom=0)
+        strength.grid(visible=False)
+        _logarithmic(panels[2])
+        _legend(figure, panels[0], panels[1], strength)
+        return _svg(figure, key, alt)
+
+
+def single_examples(epochs: Sequence[Epoch], key: str, alt: str) -> Markup:
+    """Mean radius beside the training eps, and the effective shares of weighted losses, by epoch."""
+    notes = _names(epoch.get("notes", {}) for epoch in epochs)
+    shares = [note for note in notes if note.startswith(SHARE)]
+    looks = ({"color": PALETTE[colour], "linestyle": dash} for colour, dash in _looks())
+    with mpl.rc_context(_STYLE):
+        figure, panels = _panels(("mean radius" in notes) + bool(shares), 2.6)
+        if "mean radius" in notes:
+            eps = [epoch.get("eps") for epoch in epochs]
+            _line(panels[0], epochs, eps, label="training eps", **next(looks))
+            _line(panels[0], epochs, _note(epochs, "mean radius"), label="mean radius", **next(looks))
+            panels[0].set_title("Training radius")
+            panels[0].set_ylim(bottom=0)
+        if shares:
+            for note in shares:
+                label = f"{note.removeprefix(SHARE)} loss"
+                _line(panels[-1], epochs, _note(epochs, note), label=label, **next(looks))
+            panels[-1].set_title("Effective share of the examples")
+            panels[-1].set_ylim(-0.02, 1.02)
+            panels[-1].yaxis.set_major_formatter(PercentFormatter(1.0))
+        _legend(figure, *panels)
+        return _svg(figure, key, alt)
+
+
 def layers(epochs: Sequence[Epoch], key: str, alt: str) -> Markup:
     """Unstable and dead shares and mean bound width by epoch, one line per activation."""
     by_epoch = [{layer["name"]: layer for layer in epoch.get("layers") or []} for epoch in epochs]
@@ -153,15 +206,7 @@ def margins(verdicts: Sequence[Verdict], key: str, alt: str) -> tuple[Markup, in
     Returns:
         The plot, and how many examples lie beyond its ends (drawn in the outermost bars).
     """
-    everything = np.array([verdict.margin for verdict in verdicts])
-    # A few huge margins would otherwise squeeze everything of interest into one bar.
-    low, high = np.quantile(np.append(everything[abs(everything) < LARGEST], 0.0), (0.01, 0.99))
-    low, high = min(low, 0.0), max(high, 0.0)
-    width = (high - low) / _BARS or 0.1
-    edges = width * np.arange(math.floor(low / width), math.ceil(high / width) + 1)  # zero is an edge
-    if len(edges) < 2:
-        edges = np.array([-0.1, 0.0, 0.1])
-    beyond = int(((everything < edges[0]) | (everything > edges[-1])).sum())
+    edges, beyond = _bars(np.array([verdict.margin for verdict in verdicts]))
     inside: dict[Status, list[float]] = {status: [] for status in STATUS_COLOURS}
     for verdict in verdicts:
         inside[verdict.status].append(float(np.clip(verdict.margin, edges[0], edges[-1])))
@@ -176,16 +221,56 @@ def margins(verdicts: Sequence[Verdict], key: str, alt: str) -> tuple[Markup, in
             label=list(inside),
             color=[PALETTE[STATUS_COLOURS[status]] for status in inside],
         )
-        axes.axvline(0.0, color=_AXIS, linewidth=1.2, linestyle=(0, (4, 2)))
-        axes.annotate(
-            "0", (0, 1), (0, 2), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center"
-        )
-        axes.grid(visible=False, axis="x")
-        axes.set_xlabel("Margin of the deciding stage (more than 0 is safe)")
+        _mark_zero(axes)
         axes.set_ylabel("Examples")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         _legend(figure, axes)
         return _svg(figure, key, alt), beyond
+
+
+def margins_compared(files: Mapping[str, Sequence[Verdict]], key: str, alt: str) -> tuple[Markup, int]:
+    """Histograms of the margins of several files laid over each other, one line each.
+
+    Returns:
+        The plot, and how many examples lie beyond its ends (counted where the lines end).
+    """
+    found = {name: np.array([verdict.margin for verdict in verdicts]) for name, verdicts in files.items()}
+    edges, beyond = _bars(np.concatenate([*found.values()]))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        for (name, everything), (colour, dash) in zip(found.items(), _looks(), strict=False):
+            counts, _ = np.histogram(np.clip(everything, edges[0], edges[-1]), edges)
+            heights = [0.0, *counts / len(everything), 0.0]
+            look: dict[str, Any] = {"color": PALETTE[colour], "linestyle": dash}
+            axes.step([edges[0], *edges], heights, where="post", label=name, **look)
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        _mark_zero(axes)
+        axes.set_ylabel("Share of examples")
+        _legend(figure, axes)
+        return _svg(figure, key, alt), beyond
+
+
+def _bars(everything: np.ndarray) -> tuple[np.ndarray, int]:
+    """The edges of a histogram of margins, and how many margins lie beyond its ends."""
+    # A few huge margins would otherwise squeeze everything of interest into one bar.
+    low, high = np.quantile(np.append(everything[abs(everything) < LARGEST], 0.0), (0.01, 0.99))
+    low, high = min(low, 0.0), max(high, 0.0)
+    width = (high - low) / _BARS or 0.1
+    edges = width * np.arange(math.floor(low / width), math.ceil(high / width) + 1)  # zero is an edge
+    if len(edges) < 2:
+        edges = np.array([-0.1, 0.0, 0.1])
+    return edges, int(((everything < edges[0]) | (everything > edges[-1])).sum())
+
+
+def _mark_zero(axes: Axes) -> None:
+    axes.axvline(0.0, color=_AXIS, linewidth=1.2, linestyle=(0, (4, 2)))
+    axes.annotate(
+        "0", (0, 1), (0, 2), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center"
+    )
+    axes.grid(visible=False, axis="x")
+    axes.set_xlabel("Margin of the deciding stage (more than 0 is safe)")
 
 
 def radii(curves: Mapping[str, Mapping[str, Radii]], key: str, alt: str) -> Markup:
@@ -249,6 +334,10 @@ def _line(axes: Axes, epochs: Sequence[Epoch], values: Sequence[float | None], *
     if known:
         few = len(known) <= 12
         axes.plot(*zip(*known, strict=True), marker="o" if few else "", markersize=3.5, **style)  # type: ignore[arg-type]
+
+
+def _note(epochs: Sequence[Epoch], name: str) -> list[float | None]:
+    return [epoch.get("notes", {}).get(name) for epoch in epochs]
 
 
 def _logarithmic(axes: Axes) -> None:

@@ -162,6 +162,7 @@ def write_report(runs: Sequence[Path], out: Path, data_root: Path | None = None)
         several=several,
         unlike=_unlike(list(read.values())),
         curves=_overlay(read) if several else None,
+        margins=list(_margins_compared(read)),
         all_radii=_radii_of_all(read) if several else None,
         statuses=STATUS_COLOURS,
     )
@@ -386,9 +387,56 @@ def _margins(verdicts: Sequence[Verdict], key: str) -> Plot:
         "Undecided bars close to zero could turn robust with a tighter verifier or a little more training; "
         "bars far to the left could not."
     )
-    if beyond:
-        words += f" {_number(beyond, 'example')} beyond the ends are counted in the outermost bars."
-    return Plot("Margins", svg, words)
+    return Plot("Margins", svg, words + _beyond(beyond))
+
+
+def _margins_compared(runs: Mapping[str, Run]) -> Iterator[Plot]:
+    """A plot for every question that certify files of at least two runs answer."""
+    alike: dict[Hashable, dict[str, list[Certificate]]] = defaultdict(lambda: defaultdict(list))
+    for label, run in runs.items():
+        for one in run.certificates:
+            asked = tuple(one.identity[name] for name in ("data", "eps", "norm", "verifier"))
+            alike[asked][label].append(one)
+    comparable = [found for found in alike.values() if len(found) > 1]
+    for place, found in enumerate(comparable):
+        files = {
+            label + (f" ({one.path.name})" if len(several) > 1 else ""): one
+            for label, several in found.items()
+            for one in several
+        }
+        medians = ", ".join(
+            f"{name} (median {statistics.median(verdict.margin for verdict in one.verdicts):.3g})"
+            for name, one in files.items()
+        )
+        svg, beyond = figures.margins_compared(
+            {name: one.verdicts for name, one in files.items()},
+            f"overlay-margins{place}",
+            f"Histograms of the margins of {medians}.",
+        )
+        first = next(iter(files.values()))
+        unlike = _differences(
+            (
+                {
+                    "examples": frozenset(verdict.index for verdict in one.verdicts),
+                    "attack": _attack(one.identity["attack"]),
+                }
+                for one in files.values()
+            ),
+            "lines",
+        )
+        words = (
+            f"Verifier {first.identity['verifier']}, eps {eps_text(first.identity['eps'])} "
+            f"({_norm(first.identity)}), {first.data}. Each line gives the share of a run's examples in each "
+            "bar of its histogram of margins. What lies right of zero is safe; a hump close to zero is many "
+            "examples that a little change of eps or of the network turns, and re-weighting is meant to move "
+            "them away. Margins are in logits, whose scale is each network's own: compare how much lies on "
+            "either side of zero before how far."
+        )
+        yield Plot("Margins compared", svg, words + _beyond(beyond) + (f" {unlike}" if unlike else ""))
+
+
+def _beyond(count: int) -> str:
+    return f" {_number(count, 'example')} beyond the ends are counted in the outermost bars." if count else ""
 
 
 def _named(files: Sequence[RadiusFile], run: str = "") -> Iterator[tuple[str, RadiusFile]]:
@@ -467,6 +515,7 @@ def _training(epochs: Sequence[Epoch], key: str) -> Iterator[Plot]:
             "Certified training raises eps slowly. The learning rate should not fall before eps has reached "
             "its final value.",
         )
+    yield from _notes(epochs, key)
     if any(epoch.get("layers") for epoch in epochs):
         yield Plot(
             "Layers",
@@ -478,6 +527,46 @@ def _training(epochs: Sequence[Epoch], key: str) -> Iterator[Plot]:
             "A neuron is unstable when its bounds lie on both sides of zero: each one loosens the proof. It "
             "is dead when it is zero for every allowed input: many dead neurons waste capacity. Bounds that "
             "stay narrow towards the output are what certified training works for.",
+        )
+
+
+def _notes(epochs: Sequence[Epoch], key: str) -> Iterator[Plot]:
+    """Plots of what only some methods and modifiers note."""
+    notes = {name for epoch in epochs for name in epoch.get("notes", {})}
+    if "agree" in notes:
+        yield Plot(
+            "How the two gradients are combined",
+            figures.combination(
+                epochs,
+                f"{key}-combination",
+                "Shares of steps led by both gradients, the adversarial or the robust one, cosine and FOSC, and "
+                "the two gradients' coefficients by epoch.",
+            ),
+            "Where the averaged gradients of the adversarial and the robust loss agree (cosine above zero), a "
+            "step goes between them. Where they do not, it follows one of them, less what would undo the "
+            "other: the adversarial one while the attack is strong, that is, while FOSC (zero for an attack "
+            "that no step improves; measured in these steps only) is at most a threshold, else the robust "
+            "one. The coefficients are what the two gradients are multiplied by before they are added.",
+        )
+    words = []
+    if "mean radius" in notes:
+        words.append(
+            "Examples that cannot be proved are trained at less than the schedule's eps: the further the mean "
+            "radius stays below it, the more of them, or the more hopeless. While eps still grows, part of the "
+            "gap is only that eps is that of an epoch's end and the radius a mean over the epoch."
+        )
+    if any(name.startswith(figures.SHARE) for name in notes):
+        words.append(
+            "The effective share is how many of a batch's examples count after weighting, (Σw)² / (n Σw²): "
+            "100 % where all count alike; close to zero, a few examples drown out the others."
+        )
+    if words:
+        yield Plot(
+            "Single examples",
+            figures.single_examples(
+                epochs, f"{key}-examples", "Training radius and effective share of the examples by epoch."
+            ),
+            " ".join(words),
         )
 
 
@@ -523,13 +612,15 @@ def _unlike(runs: Sequence[Run]) -> str:
     )
 
 
-def _differences(rows: Iterable[Mapping[str, Hashable]]) -> str:
+def _differences(rows: Iterable[Mapping[str, Hashable]], what: str = "rows") -> str:
     found: dict[str, set[Hashable]] = defaultdict(set)
     for row in rows:
         for name, value in row.items():
             found[name].add(value)
     unlike = [name for name, values in found.items() if len(values) > 1]
-    return f"The rows differ in {' and '.join(unlike)}: compare only rows that agree." if unlike else ""
+    if not unlike:
+        return ""
+    return f"The {what} differ in {' and '.join(unlike)}: compare only {what} that agree."
 
 
 def _percent(count: int, total: int) -> str:

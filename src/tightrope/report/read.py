@@ -48,6 +48,7 @@ class Epoch(TypedDict):
     lr: NotRequired[float | None]
     losses: NotRequired[dict[str, float]]
     weights: NotRequired[dict[str, float]]
+    notes: NotRequired[dict[str, float]]  # what else a method or a modifier says of the epoch
     held_out: NotRequired[HeldOut | None]
     layers: NotRequired[list[Layer]]
 
