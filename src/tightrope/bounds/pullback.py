@@ -30,7 +30,7 @@ class Pullback:
     """What one backward pass found. No `Bounds`: it proves as little as the boxes it rests on.
 
     Args:
-        lower: lower bound of every row of the specification.
+        lower: lower bound of every row.
         reached: coefficients of what the input (0) and each activation yields, `(batch, rows, *shape)`.
         relaxations: the relaxation of every activation.
         boxes: what they are relaxed over.
@@ -42,13 +42,11 @@ class Pullback:
     boxes: dict[int, tuple[Tensor, Tensor]]
 
 
-def pull_back(problem: Problem, scheme: Scheme) -> Pullback:
-    """Pull a problem's specification back to the input over a scheme's relaxations; differentiable."""
+def pull_back(problem: Problem, scheme: Scheme, rows: Float[Tensor, "batch rows classes"]) -> Pullback:
+    """Pull coefficients of the output back to the input over a scheme's relaxations; differentiable."""
     boxes = problem.bounds(scheme.boxes).boxes
     relaxations = relax_all(problem.graph, boxes, scheme.slope)
     reached: dict[int, Tensor] = {}
     last = len(problem.graph.nodes) - 1
-    lower = lower_bound(
-        problem.graph, problem.x, problem.region, last, problem.spec.rows, relaxations, reached
-    )
+    lower = lower_bound(problem.graph, problem.x, problem.region, last, rows, relaxations, reached)
     return Pullback(lower, reached, relaxations, boxes)

@@ -119,31 +119,39 @@ class Batch:
         spec = Spec.margins(self.y, self.graph.classes, self.x)
         return Problem(self.fixed, self.x, self.floored, spec, self.generator)
 
+    @cached_property
+    def rivals(self) -> Int[Tensor, "batch rivals"]:
+        """The wrong classes of each example."""
+        others = torch.arange(self.graph.classes - 1, device=self.y.device)
+        return others + (others >= self.y.unsqueeze(1))
+
+    @cached_property
+    def _rows(self) -> Float[Tensor, "batch rivals classes"]:
+        """Coefficients of the margins over the wrong classes: nothing is to be done for the label's own."""
+        return self.problem.spec.rows.take_along_dim(self.rivals.unsqueeze(2), 1)
+
     def pulled(self, scheme: Scheme) -> Pullback:
-        """The margins pulled back to the input over a linear relaxation."""
+        """The margins over the wrong classes, pulled back to the input over a linear relaxation."""
         if scheme not in self._pulled:
-            self._pulled[scheme] = pull_back(self.problem, scheme)
+            self._pulled[scheme] = pull_back(self.problem, scheme, self._rows)
         return self._pulled[scheme]
+
+    def relaxed(self, scheme: Scheme) -> Float[Tensor, "batch classes"]:
+        """Lower bounds of the margins over every class, by a linear relaxation."""
+        lower = self.pulled(scheme).lower
+        return lower.new_zeros(len(lower), self.graph.classes).scatter(1, self.rivals, lower)
 
     def worst(self, scheme: Scheme) -> Worst:
         """Where a linear relaxation is smallest, and what the network does there."""
         if scheme not in self._worst:
             pulled = self.pulled(scheme)
-            others = torch.arange(self.graph.classes - 1, device=self.y.device)
-            rivals = others + (others >= self.y.unsqueeze(1))
-
-            def chosen(rows: Tensor) -> Tensor:
-                chosen = rows.flatten(2).take_along_dim(rivals.unsqueeze(2), 1)
-                return chosen.view(*rivals.shape, *rows.shape[2:])
-
-            points = self.floored.minimiser(self.x, chosen(pulled.reached[0]))
+            points = self.floored.minimiser(self.x, pulled.reached[0])
             logits, entering = self.fixed.entering(points.flatten(0, 1))
-            margins = (chosen(self.problem.spec.rows) * logits.unflatten(0, points.shape[:2])).sum(2)
             self._worst[scheme] = Worst(
-                bound=pulled.lower.take_along_dim(rivals, 1),
-                margins=margins,
+                bound=pulled.lower,
+                margins=(self._rows * logits.unflatten(0, points.shape[:2])).sum(2),
                 entering={i: z.unflatten(0, points.shape[:2]) for i, z in entering.items()},
-                coefficients={i: chosen(rows) for i, rows in pulled.reached.items() if i},
+                coefficients={i: rows for i, rows in pulled.reached.items() if i},
             )
         return self._worst[scheme]
 

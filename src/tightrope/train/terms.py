@@ -56,7 +56,7 @@ def relaxed(scheme: Scheme) -> Margins:
     """Margins pulled back over a linear relaxation (tight_relaxation.txt, eq. 10)."""
 
     def margins(batch: Batch) -> Float[Tensor, "batch classes"]:
-        return batch.margins if batch.still else batch.pulled(scheme).lower
+        return batch.margins if batch.still else batch.relaxed(scheme)
 
     return margins
 
@@ -76,7 +76,7 @@ def crown_ibp(share: Number) -> Margins:
         if batch.still or beta == 0:
             return bounded(Interval())(batch)
         interval = batch.problem.bounds(Interval()).lower
-        return torch.lerp(interval, batch.pulled(CROWN_IBP).lower, beta)
+        return torch.lerp(interval, batch.relaxed(CROWN_IBP), beta)
 
     return margins
 
