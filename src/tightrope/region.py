@@ -85,6 +85,17 @@ class Region(ABC):
     ) -> Float[Tensor, "batch rows"]:
         """A lower bound of `min <row, x'>` over the region, exact where the class says so."""
 
+    def middle(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """The middle of the smallest box that holds the region."""
+        lower, upper = self.corners(x)
+        return (lower + upper) / 2
+
+    def descend(
+        self, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"]
+    ) -> Float[Tensor, "batch rows"]:
+        """As `minimise`, counted from the middle: a lower bound of `min <row, x' - middle>`."""
+        return self.minimise(x, rows) - dot(rows.flatten(2), self.middle(x).flatten(1))
+
     @abstractmethod
     def minimiser(
         self, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"]
@@ -119,10 +130,13 @@ class Box(Region):
     def minimise(
         self, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"]
     ) -> Float[Tensor, "batch rows"]:
+        return dot(rows.flatten(2), self.middle(x).flatten(1)) + self.descend(x, rows)
+
+    def descend(
+        self, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"]
+    ) -> Float[Tensor, "batch rows"]:
         lower, upper = self.corners(x)
-        centre, radius = (lower + upper) / 2, (upper - lower) / 2
-        flat = rows.flatten(2)
-        return dot(flat, centre.flatten(1)) - dot(flat.abs(), radius.flatten(1))
+        return -dot(rows.flatten(2).abs(), ((upper - lower) / 2).flatten(1))
 
     def minimiser(
         self, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"]

@@ -89,9 +89,9 @@ def test_positive_rows_meet_the_lower_line_and_negative_rows_the_upper():
     lines = relax(ReLU(), torch.tensor([[-1.0]]), torch.tensor([[1.0]]), "zero")
     value, seen = lines.seen_from(torch.zeros(1, 1))
     rows, offset = seen.pull(torch.tensor([[[2.0], [-2.0]]]))
-    assert value.tolist() == [[0.0]]
+    assert value.tolist() == [[0.5]]
     assert rows.tolist() == [[[0.0], [-1.0]]]
-    assert offset.tolist() == [[0.0, -1.0]]
+    assert offset.tolist() == [[-1.0, 0.0]]
 
 
 def test_a_maximum_lies_above_its_likely_winner_and_below_the_largest_upper_bound():
@@ -99,9 +99,9 @@ def test_a_maximum_lies_above_its_likely_winner_and_below_the_largest_upper_boun
     lower, upper = torch.tensor([[[0.0, 0.5, -1.0, -2.0]]]), torch.tensor([[[3.0, 1.0, 0.0, 2.0]]])
     value, seen = relax(pool, lower, upper, "adaptive").seen_from(torch.tensor([[[0.0, 0.25, 0.5, 1.0]]]))
     rows, offset = seen.pull(torch.tensor([[[[2.0, -1.0]]]]))
-    assert value.tolist() == [[[0.25, 0.5]]]
+    assert value.tolist() == [[[3.0, 2.0]]]
     assert rows.tolist() == [[[[0.0, 2.0, 0.0, 0.0]]]]
-    assert offset.tolist() == [[0.5 - 2.0]]
+    assert offset.tolist() == [[2 * (0.25 - 3.0)]]
 
 
 def test_an_activation_without_a_relaxation_is_named():
@@ -160,4 +160,4 @@ def test_the_gradient_of_a_pull_is_that_of_its_definition():
     low, high, gap = (part.unsqueeze(1) for part in parts)
     pulled, offset = pull(rows, *parts)
     torch.testing.assert_close(pulled, positive * low + negative * high)
-    torch.testing.assert_close(offset, (negative * gap).flatten(2).sum(2))
+    torch.testing.assert_close(offset, -(positive * gap).flatten(2).sum(2))

@@ -426,6 +426,138 @@ class TestRadii:
             report(folder)
 
 
+class TestNotes:
+    """What only some methods and modifiers write down."""
+
+    BISECTOR = "How the two gradients are combined"
+    NOTED = {"agree": 0.5, "adversarial first": 0.2, "robust first": 0.3, "cosine": 0.1, "fosc": 0.02} | {
+        "adversarial weight": 0.4,
+        "robust weight": 5.0,
+    }
+
+    @pytest.fixture
+    def noted(self, make_run):
+        """A run that noted this in its epochs, one argument each."""
+
+        def noted(*notes):
+            folder = make_run()
+            epochs = [epoch(number, notes=found) for number, found in enumerate(notes, start=1)]
+            write_lines(folder / "metrics.jsonl", epochs)
+            return folder
+
+        return noted
+
+    def test_the_bisector_has_a_plot_that_begins_after_the_warm_up(self, report, noted, drawn):
+        page = report(noted({}, self.NOTED, self.NOTED))
+        assert self.BISECTOR in page.words
+        assert "Single examples" not in page.words
+        for words in ("Share of steps led by", "Cosine and FOSC", "Coefficient of each gradient"):
+            assert words in page.words
+        for label in ("both gradients", "adversarial", "robust", "cosine", "FOSC (right scale)"):
+            assert label in page.words
+
+    def test_without_disagreement_there_is_no_fosc(self, report, noted, drawn):
+        agreed = {name: value for name, value in self.NOTED.items() if name != "fosc"}
+        page = report(noted(agreed))
+        assert self.BISECTOR in page.words
+        assert "FOSC (right scale)" not in page.words
+
+    def test_the_mean_radius_stands_beside_the_eps(self, report, noted, drawn):
+        page = report(noted({"mean radius": 0.1}, {"mean radius": 0.08}))
+        assert {"Single examples", "Training radius", "training eps", "mean radius"} <= set(page.words)
+        assert not {self.BISECTOR, "Effective share of the examples"} & set(page.words)
+        assert "Examples that cannot be proved are trained at less" in page.text
+        assert "The effective share is" not in page.text
+
+    def test_every_weighted_loss_has_its_effective_share(self, report, noted, drawn):
+        page = report(noted({"effective share of robust": 0.6, "effective share of <b>": 0.7}))
+        assert {"Single examples", "Effective share of the examples", "robust loss"} <= set(page.words)
+        assert "<b> loss" in page.text
+        assert "Training radius" not in page.words
+        assert "Examples that cannot be proved" not in page.text
+
+    def test_radius_and_shares_are_drawn_side_by_side(self, report, noted, drawn):
+        page = report(noted({"mean radius": 0.1, "effective share of robust": 0.6}))
+        assert page.words.count("Single examples") == 1
+        assert {"Training radius", "Effective share of the examples"} <= set(page.words)
+
+    def test_other_notes_and_none_make_no_plot(self, report, noted):
+        page = report(noted({"of a later version": 1.0}, {}))
+        assert not {self.BISECTOR, "Single examples"} & set(page.words)
+
+
+class TestMarginsCompared:
+    """Histograms of the margins of several runs laid over each other."""
+
+    @staticmethod
+    def verdicts(*margins):
+        return [
+            verdict(index, "robust" if margin > 0 else "undecided", margin=margin)
+            for index, margin in enumerate(margins)
+        ]
+
+    @pytest.fixture
+    def compared(self, report):
+        """What the plots of the comparison say in words."""
+
+        def compared(*runs):
+            labels = [svg["aria-label"] for svg in report(*runs).all("svg")]
+            return [label for label in labels if label.startswith("Histograms of the margins of")]
+
+        return compared
+
+    def test_runs_that_answer_the_same_question_have_a_line_each(self, report, make_run, drawn):
+        page = report(
+            make_run("a", verdicts=self.verdicts(-1, 1, 3)), make_run("b", verdicts=self.verdicts(2, 4, 6))
+        )
+        labels = [svg["aria-label"] for svg in page.all("svg")]
+        assert labels[0] == "Histograms of the margins of a (median 1), b (median 4)."
+        assert "Margins compared" in page.words
+        assert "Share of examples" in page.words
+        assert "Verifier ibp, eps 0.3 (l∞), digits." in page.text
+        assert "The lines differ" not in page.text
+
+    @pytest.mark.parametrize(
+        "other", [{"eps": 0.1}, {"norm": "2"}, {"verifier": "crown"}, {"data": "2" * 64}]
+    )
+    def test_files_on_different_questions_are_not_compared(self, compared, make_run, other):
+        assert compared(make_run("a"), make_run("b", **other)) == []
+
+    def test_there_is_a_plot_for_every_question_of_two_runs(self, compared, make_run):
+        folders = [make_run(name) for name in "abc"]
+        for folder in folders[1:]:
+            write_lines(folder / "certify-crown.jsonl", [header(verifier="crown"), *TEN])
+        of_ibp, of_crown = sorted(compared(*folders), key=len, reverse=True)
+        assert all(f"{name} (median" in of_ibp for name in "abc")
+        assert "a (median" not in of_crown
+
+    def test_two_files_of_one_run_are_no_comparison(self, compared, make_run):
+        folder, other = make_run("a"), make_run("b", eps=0.1)
+        write_lines(folder / "certify-ibp-2.jsonl", [header(), *TEN])
+        assert compared(folder, other) == []
+
+    def test_two_files_of_one_run_are_told_apart(self, compared, make_run):
+        folder = make_run("a")
+        write_lines(folder / "certify-ibp-2.jsonl", [header(), *TEN])
+        (words,) = compared(folder, make_run("b"))
+        for name in ("a (certify-ibp.jsonl)", "a (certify-ibp-2.jsonl)", "b (median"):
+            assert name in words
+
+    def test_other_examples_or_attacks_are_warned_of(self, report, make_run):
+        text = report(make_run("a"), make_run("b", attack=None, verdicts=TEN[:5])).text
+        assert "The lines differ in examples and attack: compare only lines that agree." in text
+
+    def test_examples_beyond_the_ends_are_counted(self, report, make_run, drawn):
+        near = self.verdicts(*[1.0] * 300)
+        far = self.verdicts(*[1.0] * 300, -1e6, LARGEST)
+        text = report(make_run("a", verdicts=near), make_run("b", verdicts=far)).text
+        assert "2 examples beyond the ends" in text[: text.index("Result with verifier")]
+
+    def test_margins_of_zero_and_of_infinity_do_not_stop_it(self, report, make_run, drawn):
+        runs = make_run("a", verdicts=self.verdicts(0.0)), make_run("b", verdicts=self.verdicts(-LARGEST))
+        assert "Margins compared" in report(*runs).words
+
+
 class TestErrors:
     """Folders and files that cannot be used."""
 

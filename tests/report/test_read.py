@@ -43,6 +43,7 @@ def test_a_last_line_that_only_lacks_its_newline_counts(tmp_path):
         "{}",
         '{"epoch": "two"}',
         '{"epoch": 2, "losses": 3}',
+        '{"epoch": 2, "notes": {"cosine": "high"}}',
         '{"epoch": 2, "layers": [{}]}',
     ],
 )

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.bounds.interval import Interval
-from tightrope.bounds.patches import Patches, minimise, of_examples, pull
+from tightrope.bounds.patches import Patches, descend, of_examples, pull
 from tightrope.bounds.relax import LowerSlope, Relaxation, Slopes, Step, relax
 from tightrope.graph import Graph
-from tightrope.graph.ops import Activation, Affine, Identity
+from tightrope.graph.ops import Activation, Affine, Identity, LeakyReLU, ReLU
 from tightrope.graph.ops import Linear as Dense
 from tightrope.memory import free_bytes
 from tightrope.region import Region, dot
@@ -33,6 +33,7 @@ def lower_bound(
     rows: Float[Tensor, "batch rows *value"],
     relaxations: dict[int, Relaxation],
     reached: dict[int, Tensor] | None = None,
+    boxes: Boxes | None = None,
 ) -> Float[Tensor, "batch rows"]:
     """A lower bound of `<row, value of the node>` over the region, by one pass back to the input.
 
@@ -44,23 +45,41 @@ def lower_bound(
         rows: coefficients.
         relaxations: for every activation before the node.
         reached: takes, if given, the coefficients of what the input (0) and each activation yields.
+        boxes: what the activations are relaxed over, if these are intervals': it saves a pass.
     """
-    seen, end = path(graph, x, node, relaxations)
+    seen, end = path(graph, x, region, node, relaxations, boxes)
     return dot(rows.flatten(2), end.flatten(1)) + _pull(graph, x, region, node, rows, seen, reached)
 
 
 def path(
-    graph: Graph, x: Float[Tensor, "batch *shape"], node: int, relaxations: Mapping[int, Relaxation]
+    graph: Graph,
+    x: Float[Tensor, "batch *shape"],
+    region: Region,
+    node: int,
+    relaxations: Mapping[int, Relaxation],
+    boxes: Boxes | None = None,
 ) -> tuple[dict[int, Step], Float[Tensor, "batch *value"]]:
-    """The path of the lower bounds from input 0 to a node: every activation seen from it, and its end."""
-    values, seen = [torch.zeros_like(x)], {}
+    """The path of the upper bounds from the region's middle to a node.
+
+    ReLU's chord goes through the middle of the box that intervals propagate: over their boxes the path is
+    that of the boxes' middles, and nothing before the last activations has to be computed.
+
+    Returns:
+        Every activation before the node, seen from the path, and where the path ends.
+    """
+    known = boxes is not None and all(isinstance(graph.nodes[i].op, ReLU | LeakyReLU) for i in boxes)
+    needed, values, seen = {node}, {0: region.middle(x)}, dict[int, Step]()
+    for i in range(node, 0, -1):
+        if i in needed and not (known and i in relaxations):
+            needed.update(graph.nodes[i].inputs)
     for i, (op, inputs) in enumerate(((n.op, n.inputs) for n in graph.nodes[1 : node + 1]), start=1):
         if isinstance(op, Affine):
-            values.append(op.apply(*[values[j] for j in inputs]))
-        else:
-            value, seen[i] = relaxations[i].seen_from(values[inputs[0]])
-            values.append(value)
-    return seen, values[-1]
+            if i in needed:
+                values[i] = op.apply(*[values[j] for j in inputs])
+            continue
+        z = values[inputs[0]] if boxes is None or not known else (boxes[i][0] + boxes[i][1]) / 2
+        values[i], seen[i] = relaxations[i].seen_from(z)
+    return seen, values[node]
 
 
 def _pull(
@@ -93,7 +112,7 @@ def _pull(
         return bound
     if reached is not None:
         reached[0] = pending[0]
-    return bound + minimise(region, x, pending[0], mirrored)
+    return bound + descend(region, x, pending[0], mirrored)
 
 
 @dataclass(frozen=True)
@@ -127,7 +146,8 @@ class Linear:
             return Bounds(interval.lower, interval.upper, boxes=boxes)
         relaxations = relax_all(graph, boxes, self.slope)
         rows = spec.rows if self.sides == "lower" else torch.cat([spec.rows, -spec.rows], 1)
-        bounds = lower_bound(graph, x, region, len(graph.nodes) - 1, rows, relaxations)
+        known = boxes if self.inner == "interval" else None
+        bounds = lower_bound(graph, x, region, len(graph.nodes) - 1, rows, relaxations, boxes=known)
         if self.sides == "lower":
             return Bounds(bounds, interval.upper, boxes=boxes)
         lower, negated = bounds.chunk(2, 1)
@@ -174,7 +194,7 @@ def _tighten(
     Neurons are bounded in rectangles of a group times some of its members: the channels of a location where
     patches are smaller than whole rows, else the neurons of an example.
     """
-    seen, end = path(graph, x, node, relaxations)
+    seen, end = path(graph, x, region, node, relaxations)
     mirrored = all(isinstance(step, Slopes) and step.parallel for step in seen.values())
     rest = (graph, x, region, node, seen, mirrored)
     way = Patches.to(*rest) or _Rows(*rest)

@@ -199,7 +199,7 @@ class Patches:
         region = of_examples(self.region, locations // self.locations)
         if any(self.windows.padding):
             rows = rows * self.windows.cut(self.inside, locations).unsqueeze(1)
-        return bound + minimise(region, self.windows.cut(self.pixels, locations), rows, self.mirrored)
+        return bound + descend(region, self.windows.cut(self.pixels, locations), rows, self.mirrored)
 
 
 def pull(
@@ -212,12 +212,12 @@ def pull(
     return step.pull_mirrored(rows)
 
 
-def minimise(
+def descend(
     region: Region, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"], mirrored: bool
 ) -> Float[Tensor, "batch bounds"]:
-    """The smallest `<row, x'>`; if mirrored, those of the rows negated after them."""
-    least = region.minimise(x, rows)
-    return torch.cat([least, region.minimise(x, -rows)], 1) if mirrored else least
+    """The smallest `<row, x' - middle>`; if mirrored, those of the rows negated after them."""
+    least = region.descend(x, rows)
+    return torch.cat([least, region.descend(x, -rows)], 1) if mirrored else least
 
 
 def of_examples(region: Region, examples: Int[Tensor, "chosen"]) -> Region:

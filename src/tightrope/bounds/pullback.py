@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tightrope.bounds.base import Estimator, Problem
+from tightrope.bounds.interval import Interval
 from tightrope.bounds.linear import lower_bound, relax_all
 from tightrope.bounds.relax import LowerSlope, Relaxation
 
@@ -48,5 +49,6 @@ def pull_back(problem: Problem, scheme: Scheme, rows: Float[Tensor, "batch rows 
     relaxations = relax_all(problem.graph, boxes, scheme.slope)
     reached: dict[int, Tensor] = {}
     last = len(problem.graph.nodes) - 1
-    lower = lower_bound(problem.graph, problem.x, problem.region, last, rows, relaxations, reached)
+    known = boxes if scheme.boxes == Interval() else None
+    lower = lower_bound(problem.graph, problem.x, problem.region, last, rows, relaxations, reached, known)
     return Pullback(lower, reached, relaxations, boxes)

@@ -42,17 +42,17 @@ class Relaxation(Protocol):
     """Linear bounds of an activation's output by its input, over a box of inputs."""
 
     def seen_from(self, z: Float[Tensor, "batch *in"]) -> tuple[Float[Tensor, "batch *out"], Step]:
-        """The lower bound's value at a point, and the bounds with inputs and outputs counted from there.
+        """The upper bound's value at a point, and the bounds with inputs and outputs counted from there.
 
-        A backward pass that is counted from one path through the network meets no biases and no lower
-        offsets: only what the upper bounds lie above the path.
+        A backward pass that is counted from one path through the network meets no biases and no upper
+        offsets: only how far the lower bounds lie below the path.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Slopes:
-    """`low z <= f(z) <= high z + gap`, element by element."""
+    """`low z - gap <= f(z) <= high z`, element by element."""
 
     low: Float[Tensor, "batch *shape"]
     high: Float[Tensor, "batch *shape"]
@@ -88,42 +88,38 @@ class Slopes:
         The negated rows' coefficients are the rows' negated.
         """
         pulled, offset = self.pull(rows)
-        return pulled, torch.cat([offset, offset - dot(rows.flatten(2), self.gap.flatten(1))], 1)
+        return pulled, torch.cat([offset, offset + dot(rows.flatten(2), self.gap.flatten(1))], 1)
 
 
 class _Pull(torch.autograd.Function):
-    """`max(rows, 0) low + min(rows, 0) high` and `<min(rows, 0), offset>`, with few passes over memory.
-
-    A backward pass spends its time on reading and writing the rows. Written as plain tensor operations,
-    this step reads them about three times as often.
-    """
+    """`rows+ low + rows- high` and `-<rows+, gap>`, with what autograd would compute in fewer operations."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, low: Tensor, high: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        negative = rows.clamp(max=0)
-        constant = dot(negative, offset)
-        ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, negative, low, high, offset)
+    def forward(ctx: Any, rows: Tensor, low: Tensor, high: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        positive = rows.clamp(min=0)
+        constant = -dot(positive, gap)
+        ctx.save_for_backward(rows if ctx.needs_input_grad[2] else None, positive, low, high, gap)
         # Memory that was not touched before costs more than the arithmetic: if it can, take what is there.
-        scaled = negative.mul if any(ctx.needs_input_grad) else negative.mul_
-        return scaled((high - low).unsqueeze(1)).addcmul_(rows, low.unsqueeze(1)), constant
+        scaled = positive.mul if any(ctx.needs_input_grad) else positive.mul_
+        return scaled((low - high).unsqueeze(1)).addcmul_(rows, high.unsqueeze(1)), constant
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, pulled: Tensor, constant: Tensor) -> tuple[Tensor | None, ...]:
-        rows, negative, low, high, offset = ctx.saved_tensors
+        rows, positive, low, high, gap = ctx.saved_tensors
         pulled = pulled.contiguous()  # laid out as the rows are: three operations read both
-        for_rows = for_low = for_high = for_offset = None
+        for_rows = for_low = for_high = for_gap = None
         if ctx.needs_input_grad[0]:
-            extra = constant.unsqueeze(2) * offset.unsqueeze(1)
-            extra.addcmul_(pulled, (high - low).unsqueeze(1))
-            for_rows = (pulled * low.unsqueeze(1)).addcmul_(extra, (negative < 0).to(extra))
+            extra = constant.unsqueeze(2) * -gap.unsqueeze(1)
+            extra.addcmul_(pulled, (low - high).unsqueeze(1))
+            for_rows = (pulled * high.unsqueeze(1)).addcmul_(extra, (positive > 0).to(extra))
         if ctx.needs_input_grad[1]:
-            for_low = (pulled * (rows - negative)).sum(1)
+            for_low = (pulled * positive).sum(1)
         if ctx.needs_input_grad[2]:
-            for_high = (pulled * negative).sum(1)
+            for_high = (pulled * (rows - positive)).sum(1)
         if ctx.needs_input_grad[3]:
-            for_offset = (constant.unsqueeze(1) @ negative).squeeze(1)
-        return for_rows, for_low, for_high, for_offset
+            for_gap = -(constant.unsqueeze(1) @ positive).squeeze(1)
+        return for_rows, for_low, for_high, for_gap
 
 
 @dataclass(frozen=True)
@@ -140,15 +136,15 @@ class Lines:
 
     def seen_from(self, z: Float[Tensor, "batch *shape"]) -> tuple[Float[Tensor, "batch *shape"], Slopes]:
         """See `Relaxation`."""
-        value, gap = self.lower_slope * z, (self.upper_slope - self.lower_slope) * z + self.upper_offset
-        if self.lower_offset is not None:
-            value, gap = value + self.lower_offset, gap - self.lower_offset
+        value = self.upper_slope * z + self.upper_offset
+        gap = value - self.lower_slope * z
+        gap = gap if self.lower_offset is None else gap - self.lower_offset
         return value, Slopes(self.lower_slope, self.upper_slope, gap)
 
 
 @dataclass(frozen=True)
 class Winners:
-    """`z_k <= max z <= gap`, where k has the largest lower bound of its window."""
+    """`z_k - gap <= max z <= 0`, where k has the largest lower bound of its window."""
 
     op: MaxPool
     lower: Float[Tensor, "batch *in"]
@@ -162,10 +158,10 @@ class Winners:
         self, rows: Float[Tensor, "batch rows *out"]
     ) -> tuple[Float[Tensor, "batch rows *in"], Float[Tensor, "batch rows"]]:
         """Positive coefficients go to each window's winner, negative ones meet the constant above."""
-        positive, negative = rows.clamp(min=0), rows.clamp(max=0)
+        positive = rows.clamp(min=0)
         winners = self.lower.unsqueeze(1).expand(-1, rows.shape[1], *self.lower.shape[1:]).flatten(0, 1)
         (pulled,) = torch.func.vjp(self.op.apply, winners)[1](positive.flatten(0, 1))
-        return pulled.unflatten(0, rows.shape[:2]), dot(negative.flatten(2), self.gap.flatten(1))
+        return pulled.unflatten(0, rows.shape[:2]), -dot(positive.flatten(2), self.gap.flatten(1))
 
 
 @dataclass(frozen=True)
@@ -184,8 +180,8 @@ class Pooled:
         highest = self.op.apply(self.upper)
         # Each window's winner is picked by the map whose transpose is the derivative of a maximum.
         pick = torch.func.vjp(torch.func.vjp(self.op.apply, self.lower)[1], torch.zeros_like(highest))[1]
-        (value,) = pick((z,))
-        return value, Winners(self.op, self.lower, highest - value)
+        (winners,) = pick((z,))
+        return highest, Winners(self.op, self.lower, highest - winners)
 
 
 def relax(

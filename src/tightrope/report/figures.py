@@ -137,21 +137,25 @@ def combination(epochs: Sequence[Epoch], key: str, alt: str) -> Markup:
             (panels[0], "agree", "both gradients", "green", "-"),
             (panels[0], "adversarial first", "adversarial", "vermilion", "-"),
             (panels[0], "robust first", "robust", "blue", "-"),
-            (panels[1], "cosine", "cosine (left scale)", "purple", "-"),
+            (panels[1], "cosine", "cosine", "purple", "-"),
             (strength, "fosc", "FOSC (right scale)", "orange", (0, (5, 2))),
             (panels[2], "adversarial weight", "adversarial", "vermilion", "-"),
             (panels[2], "robust weight", "robust", "blue", "-"),
         ):
             _line(axes, epochs, _note(epochs, note), label=label, color=PALETTE[colour], linestyle=dash)
-        for axes, title in zip(panels, ("Steps led by", "Agreement, attack", "Coefficients"), strict=True):
+        titles = ("Share of steps led by", "Cosine and FOSC", "Coefficient of each gradient")
+        for axes, title in zip(panels, titles, strict=True):
             axes.set_title(title)
         panels[0].set_ylim(-0.02, 1.02)
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
         panels[1].set_ylim(-1.05, 1.05)
         strength.set_ylim(bottom=0)
         strength.grid(visible=False)
+        strength.spines["right"].set_visible(True)
+        if not strength.lines:  # FOSC is noted only where the gradients disagree
+            strength.set_axis_off()
         _logarithmic(panels[2])
-        _legend(figure, panels[0], panels[1], strength)
+        _legend(figure, panels[0], panels[1], strength, columns=5)
         return _svg(figure, key, alt)
 
 
@@ -235,7 +239,7 @@ def margins_compared(files: Mapping[str, Sequence[Verdict]], key: str, alt: str)
         The plot, and how many examples lie beyond its ends (counted where the lines end).
     """
     found = {name: np.array([verdict.margin for verdict in verdicts]) for name, verdicts in files.items()}
-    edges, beyond = _bars(np.concatenate([*found.values()]))
+    edges, beyond = _bars(np.concatenate([*found.values()]), _BARS // 2)  # finer lines would only cross
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
         axes = figure.add_subplot()
@@ -252,12 +256,12 @@ def margins_compared(files: Mapping[str, Sequence[Verdict]], key: str, alt: str)
         return _svg(figure, key, alt), beyond
 
 
-def _bars(everything: np.ndarray) -> tuple[np.ndarray, int]:
+def _bars(everything: np.ndarray, number: int = _BARS) -> tuple[np.ndarray, int]:
     """The edges of a histogram of margins, and how many margins lie beyond its ends."""
     # A few huge margins would otherwise squeeze everything of interest into one bar.
     low, high = np.quantile(np.append(everything[abs(everything) < LARGEST], 0.0), (0.01, 0.99))
     low, high = min(low, 0.0), max(high, 0.0)
-    width = (high - low) / _BARS or 0.1
+    width = (high - low) / number or 0.1
     edges = width * np.arange(math.floor(low / width), math.ceil(high / width) + 1)  # zero is an edge
     if len(edges) < 2:
         edges = np.array([-0.1, 0.0, 0.1])
@@ -352,14 +356,14 @@ def _logarithmic(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
 
 
-def _legend(figure: Figure, *panels: Axes) -> None:
+def _legend(figure: Figure, *panels: Axes, columns: int = 4) -> None:
     entries: dict[str, Any] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
     if entries:
         labels, handles = list(entries), list(entries.values())
-        columns = 4 if max(map(len, labels)) < 24 else 2
+        columns = columns if max(map(len, labels)) < 24 else 2
         figure.legend(handles, labels, loc="outside upper left", ncols=min(len(labels), columns))
 
 

@@ -395,44 +395,45 @@ def _margins_compared(runs: Mapping[str, Run]) -> Iterator[Plot]:
     alike: dict[Hashable, dict[str, list[Certificate]]] = defaultdict(lambda: defaultdict(list))
     for label, run in runs.items():
         for one in run.certificates:
-            asked = tuple(one.identity[name] for name in ("data", "eps", "norm", "verifier"))
-            alike[asked][label].append(one)
-    comparable = [found for found in alike.values() if len(found) > 1]
-    for place, found in enumerate(comparable):
+            asked = tuple(one.identity.get(name) for name in ("data", "eps", "norm", "verifier"))
+            alike[one.data, asked][label].append(one)
+    for place, found in enumerate(found for found in alike.values() if len(found) > 1):
         files = {
             label + (f" ({one.path.name})" if len(several) > 1 else ""): one
             for label, several in found.items()
             for one in several
         }
-        medians = ", ".join(
-            f"{name} (median {statistics.median(verdict.margin for verdict in one.verdicts):.3g})"
-            for name, one in files.items()
-        )
-        svg, beyond = figures.margins_compared(
-            {name: one.verdicts for name, one in files.items()},
-            f"overlay-margins{place}",
-            f"Histograms of the margins of {medians}.",
-        )
-        first = next(iter(files.values()))
-        unlike = _differences(
-            (
-                {
-                    "examples": frozenset(verdict.index for verdict in one.verdicts),
-                    "attack": _attack(one.identity["attack"]),
-                }
-                for one in files.values()
-            ),
-            "lines",
-        )
-        words = (
-            f"Verifier {first.identity['verifier']}, eps {eps_text(first.identity['eps'])} "
-            f"({_norm(first.identity)}), {first.data}. Each line gives the share of a run's examples in each "
-            "bar of its histogram of margins. What lies right of zero is safe; a hump close to zero is many "
-            "examples that a little change of eps or of the network turns, and re-weighting is meant to move "
-            "them away. Margins are in logits, whose scale is each network's own: compare how much lies on "
-            "either side of zero before how far."
-        )
-        yield Plot("Margins compared", svg, words + _beyond(beyond) + (f" {unlike}" if unlike else ""))
+        yield _compare_margins(files, f"overlay-margins{place}")
+
+
+def _compare_margins(files: Mapping[str, Certificate], key: str) -> Plot:
+    verdicts = {name: one.verdicts for name, one in files.items()}
+    medians = ", ".join(
+        f"{name} (median {statistics.median(verdict.margin for verdict in found):.3g})"
+        for name, found in verdicts.items()
+    )
+    alt = f"Histograms of the margins of {medians}."
+    svg, beyond = figures.margins_compared(verdicts, key, alt)
+    first = next(iter(files.values()))
+    words = (
+        f"Verifier {first.identity['verifier']}, eps {eps_text(first.identity['eps'])} "
+        f"({_norm(first.identity)}), {first.data}. Each line is the histogram of one run's margins, in "
+        "shares of its examples. What lies right of zero is safe. A hump at zero means many examples that a "
+        "small change of eps or of the network turns; re-weighting is meant to move them away from it. "
+        "Margins are in logits, whose scale is each network's own: compare how much lies on either side of "
+        "zero before how far."
+    )
+    unlike = _differences(
+        (
+            {
+                "examples": frozenset(verdict.index for verdict in one.verdicts),
+                "attack": _attack(one.identity["attack"]),
+            }
+            for one in files.values()
+        ),
+        "lines",
+    )
+    return Plot("Margins compared", svg, words + _beyond(beyond) + (f" {unlike}" if unlike else ""))
 
 
 def _beyond(count: int) -> str:
@@ -539,21 +540,21 @@ def _notes(epochs: Sequence[Epoch], key: str) -> Iterator[Plot]:
             figures.combination(
                 epochs,
                 f"{key}-combination",
-                "Shares of steps led by both gradients, the adversarial or the robust one, cosine and FOSC, and "
-                "the two gradients' coefficients by epoch.",
+                "Shares of steps led by both gradients, the adversarial or the robust one; cosine and FOSC; "
+                "the two gradients' coefficients, by epoch.",
             ),
-            "Where the averaged gradients of the adversarial and the robust loss agree (cosine above zero), a "
-            "step goes between them. Where they do not, it follows one of them, less what would undo the "
-            "other: the adversarial one while the attack is strong, that is, while FOSC (zero for an attack "
-            "that no step improves; measured in these steps only) is at most a threshold, else the robust "
-            "one. The coefficients are what the two gradients are multiplied by before they are added.",
+            "Where the averaged gradients of the adversarial and the robust loss agree (cosine above zero), "
+            "both lead: the step goes between them. Where they do not, one leads, less what would undo the "
+            "other: the adversarial one if the attack is strong, that is, if FOSC (zero where no step "
+            "improves the attack; measured in these steps only) is at most a threshold, else the robust one. "
+            "The coefficients are what the two gradients are multiplied by before they are added.",
         )
     words = []
     if "mean radius" in notes:
         words.append(
-            "Examples that cannot be proved are trained at less than the schedule's eps: the further the mean "
-            "radius stays below it, the more of them, or the more hopeless. While eps still grows, part of the "
-            "gap is only that eps is that of an epoch's end and the radius a mean over the epoch."
+            "Examples that cannot be proved are trained at less than the schedule's eps: the further the "
+            "mean radius stays below it, the more there are, or the more hopeless they are. While eps grows, "
+            "part of the gap is only that eps is an epoch's last and the radius a mean over the epoch."
         )
     if any(name.startswith(figures.SHARE) for name in notes):
         words.append(

@@ -52,9 +52,9 @@ class Bisector:
 
     `m1, m2` are moving averages of the two gradients and `v1, v2` of their lengths, of the steps before
     this one, so that the weights do not depend on this step's batch. Where the gradients agree, the step
-    goes along their angular bisector; where they do not, one loss has priority and the other's gradient is
-    projected: the adversarial loss while its attack is strong (FOSC at most the threshold), else the robust
-    one, with the square of its loss as a regulariser.
+    goes along their angular bisector; where they do not, one loss has priority and its gradient is projected
+    so that it leaves the other alone: the adversarial loss while its attack is strong (FOSC at most the
+    threshold), else the robust one, with the square of its loss as a regulariser.
     Source: advibp.txt, algorithm 1; seeds.md, section 3.
 
     Args:
