@@ -11,10 +11,11 @@ from torch import nn
 
 import tightrope as tr
 from tightrope.attacks import fgsm
-from tightrope.errors import DivergedError
+from tightrope.errors import DivergedError, InputError
 from tightrope.graph import trace
 from tightrope.train import Loss, Method, Ramp, terms
 from tightrope.train.combine import Bisector, Total, fosc
+from tightrope.train.schedules import at
 from tightrope.train.step import train_step
 
 ATTACK = fgsm()
@@ -225,3 +226,26 @@ def test_the_threshold_of_advibp_falls_from_the_end_of_the_ramp():
     threshold = method.combiner.threshold
     assert isinstance(threshold, Ramp)
     assert [threshold(p) for p in (0.0, 0.3, 0.44, 0.58, 1.0)] == pytest.approx([0.5, 0.5, 0.25, 0, 0])
+
+
+def test_advibp_warms_up_clean_then_adversarial_and_meets_the_bound_at_eps_0(batch):
+    method = tr.methods.advibp(eps=0.3, clean=0.1, ramp=tr.Course(begin=0.2, finish=0.5))
+
+    def counting(progress):
+        return {loss.name for loss in method.losses if at(loss.weight, progress)}
+
+    assert [counting(p) for p in (0.0, 0.15)] == [{"natural"}, {"adversarial"}]
+    assert counting(0.2) == counting(1.0) == {"adversarial", "robust"}
+    assert [at(method.eps, p) for p in (0.15, 0.2, 0.35, 0.5)] == pytest.approx([0, 0, 0.15, 0.3])
+    adversarial = next(loss for loss in method.losses if loss.name == "adversarial")
+    x, y = points(0)
+    module = network()
+    values = [
+        adversarial.value(batch(module, eps=0.0, x=x, y=y, progress=p)).item() for p in (0.1, 0.15, 0.2)
+    ]
+    natural = nn.functional.cross_entropy(module(x), y).item()
+    assert values[0] == pytest.approx(natural)  # the radius rises from 0
+    assert values[1] > natural
+    assert values[2] == pytest.approx(natural)  # from here on it is the region's
+    with pytest.raises(InputError, match="clean training"):
+        tr.methods.advibp(eps=0.3, clean=0.3)

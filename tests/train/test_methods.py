@@ -46,7 +46,7 @@ OTHER_OPTIONS = [
     ("wong-kolter", {"eps": 0.1, "projections": 0, "ramp": Course(begin=0.1, finish=0.4)}),
     ("crown-ibp", {"eps": Ramp(end=0.1, begin=0.1, finish=0.3), "beta": Ramp(start=0.9, end=0.4)}),
     ("advibp", {"eps": 0.1, "threshold": 0.2, "beta1": 0.5, "beta2": 0.9, "combiner": "total"}),
-    ("advcrown-ibp", {"eps": 0.1, "threshold": Ramp(start=1, end=0), "warmup": 0.1}),
+    ("advcrown-ibp", {"eps": 0.1, "threshold": Ramp(start=1, end=0), "clean": 0.02}),
 ]
 
 

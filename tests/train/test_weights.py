@@ -147,9 +147,9 @@ METHODS = {
     "crown-ibp": lambda: tr.methods.crown_ibp(eps=0.05),
     "crown-ibp, fused": lambda: tr.methods.crown_ibp(eps=0.05, fusion=True),
     "wong-kolter": lambda: tr.methods.wong_kolter(eps=0.05, projections=0),
-    "advibp": lambda: tr.methods.advibp(eps=0.05, warmup=0.1, ramp=tr.Course(begin=0, finish=0.5)),
+    "advibp": lambda: tr.methods.advibp(eps=0.05, clean=0.1, ramp=tr.Course(begin=0.2, finish=0.5)),
     "advcrown-ibp": lambda: tr.methods.advcrown_ibp(
-        eps=0.05, warmup=0.1, ramp=tr.Course(begin=0, finish=0.5)
+        eps=0.05, clean=0.1, ramp=tr.Course(begin=0.2, finish=0.5)
     ),
 }
 

@@ -96,7 +96,10 @@ class Bisector:
         adversarial = pair[0].value(batch)
         robust = pair[1].value(batch)
         read = _read(self.pair, torch.stack([adversarial, robust]))
-        parts = torch.autograd.grad(adversarial, inputs, allow_unused=True, materialize_grads=True)
+        # The two losses may share a pass: at eps 0 both are the natural one.
+        parts = torch.autograd.grad(
+            adversarial, inputs, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         first = torch.cat([part.flatten() for part in parts[: len(parameters)]])
         others = torch.autograd.grad(robust, parameters, allow_unused=True, materialize_grads=True)
         second = torch.cat([part.flatten() for part in others])

@@ -285,13 +285,10 @@ def advibp(
     threshold: NumberOrRamp = 0.5,
     beta1: Share = 0.9,
     beta2: Share = 0.999,
-    warmup: Share = 0.05,
-    ramp: Course = Course(begin=0.02, finish=0.3),
+    clean: Share = 0.01,
+    ramp: Course = Course(begin=0.05, finish=0.3),
 ) -> Method:
     """AdvIBP (Fan and Li 2021): an adversarial and an IBP loss, together (advibp.txt, algorithms 1 and 2).
-
-    Clean training until the ramp begins; then the adversarial loss alone, at rising eps, until `warmup`;
-    then both.
 
     Args:
         eps: radius at the end of the ramp, in pixel units; or a schedule (a ramp sets the course too).
@@ -301,11 +298,12 @@ def advibp(
             end of the ramp; it falls to 0 over the next 40 % of what is left. Or a schedule.
         beta1: decay of the moving averages of the gradients.
         beta2: decay of the moving averages of their lengths.
-        warmup: share of the run until which there is no robust loss.
+        clean: share of the run until which there is the natural loss alone; from there until the ramp begins
+            there is the adversarial loss alone, at a radius of its own that rises to eps.
         ramp: when eps rises.
     """
     robust = terms.bounded(Interval())
-    return _joint("advibp", eps, robust, combiner, threshold, beta1, beta2, warmup, ramp)
+    return _joint("advibp", eps, robust, combiner, threshold, beta1, beta2, clean, ramp)
 
 
 @published(METHODS)
@@ -315,8 +313,8 @@ def advcrown_ibp(
     threshold: NumberOrRamp = 0.5,
     beta1: Share = 0.9,
     beta2: Share = 0.999,
-    warmup: Share = 0.05,
-    ramp: Course = Course(begin=0.02, finish=0.3),
+    clean: Share = 0.01,
+    ramp: Course = Course(begin=0.05, finish=0.3),
 ) -> Method:
     """AdvCROWN-IBP (Fan and Li 2021): AdvIBP with CROWN-IBP's bounds fading to IBP's over the ramp.
 
@@ -327,13 +325,14 @@ def advcrown_ibp(
             end of the ramp; it falls to 0 over the next 40 % of what is left. Or a schedule.
         beta1: decay of the moving averages of the gradients.
         beta2: decay of the moving averages of their lengths.
-        warmup: share of the run until which there is no robust loss.
+        clean: share of the run until which there is the natural loss alone; from there until the ramp begins
+            there is the adversarial loss alone, at a radius of its own that rises to eps.
         ramp: when eps rises, and CROWN-IBP's share falls from 1 to 0.
     """
     eps, ramp = _on(ramp, eps)
     beta = ramp.between(1.0, 0.0)
     robust = terms.crown_ibp(beta)
-    method = _joint("advcrown-ibp", eps, robust, combiner, threshold, beta1, beta2, warmup, ramp)
+    method = _joint("advcrown-ibp", eps, robust, combiner, threshold, beta1, beta2, clean, ramp)
     return replace(method, relaxation=Relaxation(terms.CROWN_IBP, beta))
 
 
@@ -345,7 +344,7 @@ def _joint(
     threshold: float | Ramp,
     beta1: float,
     beta2: float,
-    warmup: float,
+    clean: float,
     ramp: Course,
 ) -> Method:
     """An adversarial and a robust loss, after clean and adversarial warm-up."""
@@ -353,17 +352,17 @@ def _joint(
     if not isinstance(threshold, Ramp):
         over = ramp.finish + 0.4 * (1 - ramp.finish)
         threshold = Course(begin=ramp.finish, finish=over).between(threshold, 0.0)
-    if not ramp.begin <= warmup <= ramp.finish:
+    if clean > ramp.begin:
         raise InputError(
-            f"{name}: the adversarial warm-up goes from the begin of the ramp ({ramp.begin}) to `warmup` "
-            f"({warmup}), which must lie in the ramp (it ends at {ramp.finish})"
+            f"{name}: clean training ({clean}) ends before the ramp of eps begins ({ramp.begin}), with "
+            "adversarial training between them"
         )
-    attack = one_step()
-    clean, joint = Course(begin=ramp.begin, finish=ramp.begin), Course(begin=warmup, finish=warmup)
+    attack, warm = one_step(), Course(begin=clean, finish=ramp.begin).between(0.0, last(eps))
+    first, second = Course(begin=clean, finish=clean), Course(begin=ramp.begin, finish=ramp.begin)
     losses = (
-        Loss("natural", clean.between(1.0, 0.0), terms.natural),
-        Loss("adversarial", clean.between(0.0, 1.0), terms.adversarial(attack)),
-        _robust(joint.between(0.0, 1.0), robust),
+        Loss("natural", first.between(1.0, 0.0), terms.natural),
+        Loss("adversarial", first.between(0.0, 1.0), terms.adversarial(attack, warm)),
+        _robust(second.between(0.0, 1.0), robust),
     )
     both = Bisector(attack, threshold, beta1, beta2) if combiner == "bisector" else Total()
     return Method(name, eps, losses, combiner=both)

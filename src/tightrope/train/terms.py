@@ -12,7 +12,7 @@ from tightrope.bounds import Estimator, Interval
 from tightrope.bounds.linear import lower_bound, relax_all
 from tightrope.bounds.pullback import Scheme
 from tightrope.train.batch import Batch, Margins, Term
-from tightrope.train.schedules import Number, at
+from tightrope.train.schedules import Number, Ramp, at
 
 
 def natural(batch: Batch) -> Float[Tensor, "batch"]:
@@ -20,10 +20,19 @@ def natural(batch: Batch) -> Float[Tensor, "batch"]:
     return F.cross_entropy(batch.logits, batch.y, reduction="none")
 
 
-def adversarial(attack: Pgd) -> Term:
-    """`CE(f(x'), y)` at the attack's point `x'` (Madry et al. 2018, eq. 2.1)."""
+def adversarial(attack: Pgd, warm: Ramp | None = None) -> Term:
+    """`CE(f(x'), y)` at the attack's point `x'` (Madry et al. 2018, eq. 2.1).
+
+    Args:
+        attack: what looks for the point.
+        warm: radius of the attack until this ramp has arrived; then it is the region's.
+    """
 
     def term(batch: Batch) -> Float[Tensor, "batch"]:
+        if warm is not None and batch.progress < warm.finish:
+            region = batch.region.with_eps(warm(batch.progress))
+            point = attack(batch.graph.frozen(), batch.x, batch.y, region, batch.generator)
+            return F.cross_entropy(batch.graph.run(point)[0], batch.y, reduction="none")
         if batch.still:
             return natural(batch)
         return F.cross_entropy(batch.graph.run(batch.attacked(attack))[0], batch.y, reduction="none")
