@@ -22,8 +22,9 @@ def free_bytes(device: torch.device) -> int:
 def keep_freed() -> None:
     """Have this process keep the memory that it frees, where its C library can be told so (glibc).
 
-    Else every large tensor of every training step is mapped anew and its pages are filled one fault at a
-    time: that is half of a CROWN-IBP step on DM-medium. The process then shrinks only when it ends.
+    Else every large tensor of every training step or bound is mapped anew and its pages are filled one
+    fault at a time: half of a CROWN-IBP step on DM-medium, a third of `crown` on DM-small. The process then
+    shrinks only when it ends.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -22,7 +22,7 @@ from tightrope.memory import free_bytes
 from tightrope.region import Region, dot
 
 COPIES = 16  # of a layer's coefficients: the layer before, products of a convolution before they are added up
-CACHED = 2**20  # coefficients that a CPU works on without waiting for its memory
+CACHED = 2**21  # coefficients that a CPU works on without waiting for its memory
 
 
 def lower_bound(

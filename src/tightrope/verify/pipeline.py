@@ -23,6 +23,7 @@ from tightrope.examples import Examples
 from tightrope.files import append_lines, fingerprint, save_tensors, to_json, write_atomically
 from tightrope.graph import Graph, recast
 from tightrope.identity import check_identity
+from tightrope.memory import keep_freed
 from tightrope.progress import Progress
 from tightrope.region import Region
 from tightrope.verify.records import FORMAT, VERDICTS, Kind, R, read_records
@@ -157,6 +158,7 @@ def go_through(
     if first is not None and first < 1:
         raise InputError(f"the number of examples must be positive, got {first}")
     known: dict[int, R] = {}
+    keep_freed()
     with _only_writer_of(out):
         if out is not None:
             known = _start(out, kind, header, resume)
