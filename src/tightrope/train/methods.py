@@ -282,7 +282,7 @@ def wong_kolter(
 def advibp(
     eps: Number,
     combiner: Literal["bisector", "total"] = "bisector",
-    threshold: NumberOrRamp = 0.5,
+    threshold: NumberOrRamp = 0.02,
     beta1: Share = 0.9,
     beta2: Share = 0.999,
     clean: Share = 0.01,
@@ -310,7 +310,7 @@ def advibp(
 def advcrown_ibp(
     eps: Number,
     combiner: Literal["bisector", "total"] = "bisector",
-    threshold: NumberOrRamp = 0.5,
+    threshold: NumberOrRamp = 0.02,
     beta1: Share = 0.9,
     beta2: Share = 0.999,
     clean: Share = 0.01,
