@@ -33,7 +33,7 @@ def lower_bound(
     rows: Float[Tensor, "batch rows *value"],
     relaxations: dict[int, Relaxation],
     reached: dict[int, Tensor] | None = None,
-    boxes: Boxes | None = None,
+    intervals: Boxes | None = None,
 ) -> Float[Tensor, "batch rows"]:
     """A lower bound of `<row, value of the node>` over the region, by one pass back to the input.
 
@@ -45,9 +45,10 @@ def lower_bound(
         rows: coefficients.
         relaxations: for every activation before the node.
         reached: takes, if given, the coefficients of what the input (0) and each activation yields.
-        boxes: what the activations are relaxed over, if these are intervals': it saves a pass.
+        intervals: the boxes of `Interval` over the same region, if the relaxations are over them: it saves a
+            pass. Any other boxes here would yield a wrong bound.
     """
-    seen, end = path(graph, x, region, node, relaxations, boxes)
+    seen, end = path(graph, x, region, node, relaxations, intervals)
     return dot(rows.flatten(2), end.flatten(1)) + _pull(graph, x, region, node, rows, seen, reached)
 
 
@@ -57,7 +58,7 @@ def path(
     region: Region,
     node: int,
     relaxations: Mapping[int, Relaxation],
-    boxes: Boxes | None = None,
+    intervals: Boxes | None = None,
 ) -> tuple[dict[int, Step], Float[Tensor, "batch *value"]]:
     """The path of the upper bounds from the region's middle to a node.
 
@@ -67,17 +68,18 @@ def path(
     Returns:
         Every activation before the node, seen from the path, and where the path ends.
     """
-    known = boxes is not None and all(isinstance(graph.nodes[i].op, ReLU | LeakyReLU) for i in boxes)
+    if intervals is not None and not all(isinstance(graph.nodes[i].op, ReLU | LeakyReLU) for i in intervals):
+        intervals = None
     needed, values, seen = {node}, {0: region.middle(x)}, dict[int, Step]()
     for i in range(node, 0, -1):
-        if i in needed and not (known and i in relaxations):
+        if i in needed and not (intervals is not None and i in intervals):
             needed.update(graph.nodes[i].inputs)
     for i, (op, inputs) in enumerate(((n.op, n.inputs) for n in graph.nodes[1 : node + 1]), start=1):
         if isinstance(op, Affine):
             if i in needed:
                 values[i] = op.apply(*[values[j] for j in inputs])
             continue
-        z = values[inputs[0]] if boxes is None or not known else (boxes[i][0] + boxes[i][1]) / 2
+        z = values[inputs[0]] if intervals is None else (intervals[i][0] + intervals[i][1]) / 2
         values[i], seen[i] = relaxations[i].seen_from(z)
     return seen, values[node]
 
@@ -147,7 +149,7 @@ class Linear:
         relaxations = relax_all(graph, boxes, self.slope)
         rows = spec.rows if self.sides == "lower" else torch.cat([spec.rows, -spec.rows], 1)
         known = boxes if self.inner == "interval" else None
-        bounds = lower_bound(graph, x, region, len(graph.nodes) - 1, rows, relaxations, boxes=known)
+        bounds = lower_bound(graph, x, region, len(graph.nodes) - 1, rows, relaxations, intervals=known)
         if self.sides == "lower":
             return Bounds(bounds, interval.upper, boxes=boxes)
         lower, negated = bounds.chunk(2, 1)

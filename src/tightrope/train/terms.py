@@ -115,7 +115,7 @@ def fused_crown_ibp(share: Number) -> Term:
         relaxations = relax_all(problem.graph, interval.boxes, CROWN_IBP.slope)
         last = len(problem.graph.nodes) - 1
         least = lower_bound(
-            problem.graph, problem.x, problem.region, last, row, relaxations, boxes=interval.boxes
+            problem.graph, problem.x, problem.region, last, row, relaxations, intervals=interval.boxes
         ).squeeze(1)
         chord = (top - slope * lower).sum(1) - least
         linear = torch.maximum(chord, bottom.sum(1))  # S is nowhere smaller; rounding may say so
