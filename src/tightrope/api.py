@@ -273,6 +273,7 @@ def certify(
     verifier: str = "cascade",
     attack: Pgd | None = CERTIFICATION_ATTACK,
     first: int | None = None,
+    time_limit: float = 60.0,
     out: Path | str | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -288,6 +289,7 @@ def certify(
         verifier: a name in `tightrope.verify.VERIFIERS`.
         attack: what to look for witnesses with; None looks for none.
         first: judge only the first so many examples.
+        time_limit: seconds that each example may take in each stage of the verifier, on average.
         out: file to append verdicts to (JSON lines).
         resume: go on from that file.
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
@@ -310,6 +312,7 @@ def certify(
         verifier=verifier,
         attack=attack,
         first=first,
+        time_limit=time_limit,
         out=None if out is None else Path(out),
         resume=resume,
         seed=seed,

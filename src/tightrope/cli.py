@@ -269,6 +269,13 @@ def _verifier(names: Iterable[str]) -> _Option:
 @cli.command("certify")
 @_judging
 @_verifier(VERIFIERS)
+@click.option(
+    "--time-limit",
+    type=number,
+    default=60.0,
+    show_default=True,
+    help="Seconds that each example may take in each stage of the verifier, on average.",
+)
 def certify_command(target: str, verifier: str, **options: Any) -> None:
     """Prove or refute, input by input, that no perturbation within eps changes TARGET's answer.
 
@@ -371,6 +378,7 @@ def _judge(
     out: Path | None,
     resume: bool,
     as_json: bool,
+    time_limit: float = 60.0,
 ) -> Certification:
     if threads:
         torch.set_num_threads(threads)
@@ -392,6 +400,7 @@ def _judge(
         verifier=verifier,
         attack=attack,
         first=first,
+        time_limit=time_limit,
         out=out,
         resume=resume,
         device=device,

@@ -156,7 +156,7 @@ class TestGuarantee:
     def test_a_verifier_refuses_it(self):
         asked = problem(Box(1e-6))
         y = asked.graph.run(asked.x)[0].argmax(1)
-        assert BoundStage("exact", Forward())(asked.graph, asked.x, y, asked.region)[0].all()
+        assert BoundStage("exact", Forward())(asked.graph, asked.x, y, asked.region).proved.all()
         with pytest.raises(TightropeError, match="projected yields estimates, which prove nothing"):
             BoundStage("projected", Projected())(asked.graph, asked.x, y, asked.region)
 

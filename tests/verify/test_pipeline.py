@@ -1,8 +1,9 @@
 import copy
 import errno
 import json
+import math
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,9 +17,9 @@ from tightrope.errors import IdentityError, InputError, SoundnessViolation, Tigh
 from tightrope.files import append_lines, load_tensors
 from tightrope.graph import trace
 from tightrope.region import Box, L1Ball, L2Ball
-from tightrope.verify import VERIFIERS, BoundStage, certify, read_verdicts
+from tightrope.verify import VERIFIERS, BoundStage, Finding, certify, read_verdicts
 
-from .conftest import ANSWERS, handmade, labelled, random_net, timeless
+from .conftest import ANSWERS, POINTS, handmade, labelled, random_net, timeless
 
 ATTACK = Pgd(steps=4, step=1.0, loss="margin")
 
@@ -108,6 +109,55 @@ class TestVerdicts:
 
         with pytest.raises(TightropeError, match="estimates"):
             certify(graph, examples, Box(0.1), verifier=verifier(estimate))
+
+    def test_a_point_that_a_stage_found_is_replayed_before_it_counts(self, graph, examples, monkeypatch):
+        limits = []
+
+        @dataclass(frozen=True)
+        class Pointing:
+            name: str = "pointing"
+            cheap: bool = False
+
+            def __call__(self, graph, x, y, region, limit):
+                limits.append(limit)
+                worst = graph_minimiser(graph, x, y, region)
+                nowhere = torch.full_like(worst, torch.nan)
+                point = torch.where(torch.arange(len(x)).view(-1, 1) % 2 == 0, nowhere, worst + 5.0)
+                return Finding(torch.zeros_like(y, dtype=torch.bool), x.new_zeros(len(x)), point)
+
+        def graph_minimiser(graph, x, y, region):
+            return Pgd(steps=20, step=0.2, loss="margin")(graph, x, y, region, torch.Generator())
+
+        monkeypatch.setitem(VERIFIERS, "test", (Pointing(),))
+        result = certify(graph, examples, Box(0.1), verifier="test", attack=None, time_limit=7.0)
+        for verdict in result:
+            assert verdict.status in ("undecided", "falsified", "misclassified")
+            if verdict.witness is not None:
+                x = torch.tensor(POINTS[verdict.index], dtype=torch.float64)
+                assert (verdict.witness.point - x).abs().max() <= 0.1 + 1e-12
+                assert graph.run(verdict.witness.point.float()[None])[0].argmax() != verdict.label
+        assert limits == [7.0]
+
+    def test_a_stage_that_proves_and_refutes_an_example_stops_the_program(
+        self, graph, examples, monkeypatch, tmp_path
+    ):
+        @dataclass(frozen=True)
+        class Contradiction:
+            name: str = "contradiction"
+            cheap: bool = False
+
+            def __call__(self, graph, x, y, region, limit):
+                point = Pgd(steps=20, step=0.2, loss="margin")(graph, x, y, region, torch.Generator())
+                return Finding(torch.ones_like(y, dtype=torch.bool), x.new_ones(len(x)), point)
+
+        monkeypatch.setitem(VERIFIERS, "test", (Contradiction(),))
+        with pytest.raises(SoundnessViolation):
+            certify(graph, examples, Box(0.1), verifier="test", attack=None, out=tmp_path / "a.jsonl")
+
+    @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
+    def test_a_time_limit_must_be_positive(self, graph, examples, limit):
+        with pytest.raises(InputError, match="time limit"):
+            certify(graph, examples, Box(0.1), verifier="ibp", attack=None, time_limit=limit)
 
     def test_every_example_took_some_time(self, graph, examples):
         result = certify(graph, examples, Box(0.1), attack=ATTACK)
@@ -337,6 +387,7 @@ class TestResume:
             ("attack", lambda: {"attack": replace(ATTACK, steps=5)}),
             ("attack", lambda: {"attack": None}),
             ("seed", lambda: {"seed": 1}),
+            ("time_limit", lambda: {"time_limit": 1.0}),
         ],
     )
     def test_what_was_made_otherwise_is_refused_by_name(self, graph, examples, tmp_path, key, change):
@@ -383,6 +434,7 @@ class TestFile:
                 "keep_best": True,
             },
             "seed": 3,
+            "time_limit": 60.0,
         }
 
     def test_one_that_exists_is_neither_overwritten_nor_continued_unasked(self, graph, examples, tmp_path):

@@ -34,7 +34,7 @@ class Says:
 
 def prove(engine):
     x, y = torch.full((1, 3), 0.5, dtype=torch.float64), torch.tensor([0])
-    proved, margin = BoundStage("test", engine)(trace(handmade().double(), (3,)), x, y, Box(0.1))
+    proved, margin, _ = BoundStage("test", engine)(trace(handmade().double(), (3,)), x, y, Box(0.1))
     return proved.item(), margin.item()
 
 
@@ -74,7 +74,7 @@ def test_what_intervals_prove_no_corner_and_no_attack_refutes(seed):
     x = torch.rand(200, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     y = graph.run(x)[0].argmax(1)
     region = Box(0.03)
-    proved, lower = IBP(graph, x, y, region)
+    proved, lower, _ = IBP(graph, x, y, region)
     assert 0 < proved.sum() < len(x)  # else this shows nothing
     low, high = region.corners(x)
     for corner in itertools.product((False, True), repeat=4):

@@ -3,7 +3,7 @@
 from tightrope.verify.pipeline import Certification, Judge, certify
 from tightrope.verify.radius import Radii, Radius, certified_radii, read_radii
 from tightrope.verify.records import read_verdicts
-from tightrope.verify.stages import CERTIFICATION_ATTACK, VERIFIERS, BoundStage
+from tightrope.verify.stages import CERTIFICATION_ATTACK, VERIFIERS, BoundStage, Finding, Stage
 from tightrope.verify.verdict import Status, Verdict, Witness, summarise
 
 __all__ = [
@@ -11,9 +11,11 @@ __all__ = [
     "VERIFIERS",
     "BoundStage",
     "Certification",
+    "Finding",
     "Judge",
     "Radii",
     "Radius",
+    "Stage",
     "Status",
     "Verdict",
     "Witness",

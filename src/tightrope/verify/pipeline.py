@@ -6,6 +6,7 @@ as they come, so that a stopped run goes on where it was.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from tightrope.memory import keep_freed
 from tightrope.progress import Progress
 from tightrope.region import Region
 from tightrope.verify.records import FORMAT, VERDICTS, Kind, R, read_records
-from tightrope.verify.stages import BoundStage, answer, attack_stage, find_verifier
+from tightrope.verify.stages import Stage, answer, attack_stage, find_verifier
 from tightrope.verify.verdict import Status, Verdict, Witness, summarise
 
 CHUNK = 250  # examples per batch, and between two writes
@@ -73,6 +74,7 @@ def certify(
     verifier: str = "cascade",
     attack: Pgd | None = None,
     first: int | None = None,
+    time_limit: float = 60.0,
     out: Path | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -87,20 +89,23 @@ def certify(
         verifier: a name in `VERIFIERS`.
         attack: what to look for witnesses with; None looks for none.
         first: judge only the first so many examples.
+        time_limit: seconds that each example may take in each stage, on average over a batch.
         out: file to append verdicts to, JSON lines; None keeps them in memory only.
         resume: go on from that file.
         seed: of the attack's random starts.
         about: further facts for the file's header.
 
     Raises:
-        InputError: if the verifier is unknown, `first` is no positive number, eps differs from example
-            to example, an input lies outside the region's domain, the file cannot be written, or it
-            already exists and `resume` is not asked for.
+        InputError: if the verifier is unknown, `first` or `time_limit` is no positive number, eps differs
+            from example to example, an input lies outside the region's domain, the file cannot be written,
+            or it already exists and `resume` is not asked for.
         IdentityError: if the file to resume from was made with another network, data or settings.
         SoundnessViolation: if an example is both certified and attacked; the example is saved.
     """
     if isinstance(region.eps, Tensor):
         raise InputError("a certification has one radius for all examples: give eps as a number")
+    if not time_limit > 0:
+        raise InputError(f"the time limit must be a positive number of seconds, got {time_limit}")
     stages = find_verifier(verifier)
     identity = {
         **identify(graph, examples, region),
@@ -108,9 +113,10 @@ def certify(
         "verifier": verifier,
         "attack": None if attack is None else {"name": type(attack).__name__.lower(), **vars(attack)},
         "seed": seed,
+        "time_limit": time_limit,
     }
     header = {"format": FORMAT, "identity": identity, **(about or {})}
-    judge = Judge(graph, region, stages, attack, seed)
+    judge = Judge(graph, region, stages, attack, seed, time_limit)
     verdicts = go_through(
         examples,
         lambda x, y, index: judge(x, y, index, out),
@@ -184,13 +190,21 @@ class Judge:
         stages: what tries to prove, in order.
         attack: what tries to falsify, first.
         seed: of the attack's random starts.
+        limit: seconds that each example may take in each stage, on average over a batch.
     """
 
     def __init__(
-        self, graph: Graph, region: Region, stages: Sequence[BoundStage], attack: Pgd | None, seed: int
+        self,
+        graph: Graph,
+        region: Region,
+        stages: Sequence[Stage],
+        attack: Pgd | None,
+        seed: int,
+        limit: float = math.inf,
     ) -> None:
         self.exact, self.fast = recast(graph, torch.float64), recast(graph, torch.float32)
         self.region, self.stages, self.attack, self.seed = region, stages, attack, seed
+        self.limit = limit
 
     def __call__(self, x: Tensor, y: Tensor, index: Tensor, out: Path | None = None) -> list[Verdict]:
         """Verdicts on a batch; `out` says beside which file a soundness violation is saved.
@@ -246,23 +260,31 @@ class Judge:
                 witness=witness,
             )
 
-    def _prove(
-        self, verdicts: list[Verdict], stage: BoundStage, x: Tensor, y: Tensor, out: Path | None
-    ) -> None:
+    def _prove(self, verdicts: list[Verdict], stage: Stage, x: Tensor, y: Tensor, out: Path | None) -> None:
         wanted = ("undecided", "falsified") if stage.cheap else ("undecided",)
         rows = [row for row, verdict in enumerate(verdicts) if verdict.status in wanted]
         if not rows:
             return
         began = time.perf_counter()
         chosen = torch.tensor(rows, device=x.device)
-        proved, margins = (found.tolist() for found in stage(self.exact, x[chosen], y[chosen], self.region))
+        found = stage(self.exact, x[chosen], y[chosen], self.region, self.limit)
+        replayed = None
+        if found.point is not None:
+            point = self.region.project(x[chosen], found.point.nan_to_num())
+            replayed = answer(self.exact, point, y[chosen])
         seconds = (time.perf_counter() - began) / len(rows)
+        proved, margins = found.proved.tolist(), found.margin.tolist()
         for i, row in enumerate(rows):
             verdict = replace(verdicts[row], seconds=verdicts[row].seconds + seconds)
             if verdict.status == "undecided":
                 status: Status = "robust" if proved[i] else "undecided"
                 verdict = replace(verdict, status=status, stage=stage.name, margin=margins[i])
-            elif proved[i]:
+                if replayed is not None and replayed.margin[i] <= 0:
+                    witness = Witness(replayed.point[i].cpu().clone(), int(replayed.predicted[i]))
+                    verdict = replace(
+                        verdict, status="falsified", margin=float(replayed.margin[i]), witness=witness
+                    )
+            if proved[i] and verdict.status == "falsified":
                 self._violation(stage.name, verdict, x[row], out)
             verdicts[row] = verdict
 

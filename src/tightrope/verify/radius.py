@@ -26,7 +26,7 @@ from tightrope.graph import Graph, recast
 from tightrope.region import Region
 from tightrope.verify.pipeline import CHUNK, exact_inputs, go_through, identify
 from tightrope.verify.records import Count, Kind, Length, read_records
-from tightrope.verify.stages import BoundStage, answer, find_verifier
+from tightrope.verify.stages import Stage, answer, find_verifier
 
 FORMAT = "tightrope-radius/1"
 
@@ -190,7 +190,7 @@ def certified_radii(
 
 def bisect(
     graph: Graph,
-    stages: Sequence[BoundStage],
+    stages: Sequence[Stage],
     x: Float64[Tensor, "batch *shape"],
     y: Int[Tensor, "batch"],
     region: Region,
@@ -222,7 +222,7 @@ def bisect(
             low, high = proved[rows], failed[rows]
             middle = torch.where(high > steps, low + stride, (low + high) // 2).clamp(max=steps)
             eps = region.eps * (middle.double() / steps)
-            found, _ = stage(graph, x[rows], y[rows], region.with_eps(eps))
+            found = stage(graph, x[rows], y[rows], region.with_eps(eps)).proved
             proved[rows] = torch.where(found, middle, low)
             failed[rows] = torch.where(found, high, middle)
             stride = min(2 * stride, steps)

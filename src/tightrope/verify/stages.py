@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +25,62 @@ SLACK_RELATIVE = 1e-9
 LARGEST = 1e300  # what stands for infinity in a margin, since JSON has none
 
 
+class Finding(NamedTuple):
+    """What a stage found out about each example of a batch.
+
+    Args:
+        proved: whether it is robust.
+        margin: the smallest lower bound of its margins that the stage arrived at; -LARGEST if it has none.
+        point: where the stage thinks that the answer changes, if it looks for such points: NaN where it
+            found none. They are replayed before they count.
+    """
+
+    proved: Bool[Tensor, "batch"]
+    margin: Float[Tensor, "batch"]
+    point: Float[Tensor, "batch *shape"] | None = None
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """Tries to prove examples that are still open, or to find where their answer changes.
+
+    Args:
+        name: how verdicts call it.
+        cheap: whether it is cheap enough to run on falsified examples too, where a proof would uncover a
+            bug.
+    """
+
+    @property
+    def name(self) -> str:
+        """See the class."""
+        ...
+
+    @property
+    def cheap(self) -> bool:
+        """See the class."""
+        ...
+
+    def __call__(
+        self,
+        graph: Graph,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, "batch"],
+        region: Region,
+        limit: float = math.inf,
+    ) -> Finding:
+        """What it finds out.
+
+        Args:
+            graph: the network in float64, in evaluation mode.
+            x: inputs that the network classifies as their labels.
+            y: labels.
+            region: where each input may move.
+            limit: seconds that each example may take, on average over the batch; a stage that takes a
+                moment need not look at it.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class BoundStage:
     """Proves an example robust if the lower bounds of all its margins are positive.
@@ -40,9 +98,14 @@ class BoundStage:
 
     @torch.no_grad()
     def __call__(
-        self, graph: Graph, x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"], region: Region
-    ) -> tuple[Bool[Tensor, "batch"], Float[Tensor, "batch"]]:
-        """Which examples are proved, and the smallest lower bound of each example's margins.
+        self,
+        graph: Graph,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, "batch"],
+        region: Region,
+        limit: float = math.inf,  # noqa: ARG002
+    ) -> Finding:
+        """See `Stage`.
 
         Raises:
             TightropeError: if what stands in the engine's place only estimates.
@@ -52,7 +115,7 @@ class BoundStage:
             raise TightropeError(f"{self.name} yields estimates, which prove nothing; use a sound verifier")
         margin = _finite(smallest_margin(bounds.lower, y))
         size = torch.maximum(bounds.lower.abs(), bounds.upper.abs()).amax(1)
-        return margin > SLACK_ABSOLUTE + SLACK_RELATIVE * size, margin
+        return Finding(margin > SLACK_ABSOLUTE + SLACK_RELATIVE * size, margin)
 
 
 _CROWN_IBP = Linear("adaptive", "interval", sides="lower")
@@ -61,7 +124,7 @@ _FAST_LIN = Linear("parallel", "linear", sides="lower")
 
 IBP = BoundStage("ibp", Interval(), cheap=True)
 
-VERIFIERS: dict[str, tuple[BoundStage, ...]] = {
+VERIFIERS: dict[str, tuple[Stage, ...]] = {
     "none": (),
     "ibp": (IBP,),
     "crown-ibp": (BoundStage("crown-ibp", _CROWN_IBP, cheap=True),),
@@ -75,7 +138,7 @@ VERIFIERS: dict[str, tuple[BoundStage, ...]] = {
 }
 
 
-def find_verifier(name: str) -> tuple[BoundStage, ...]:
+def find_verifier(name: str) -> tuple[Stage, ...]:
     """The stages of a verifier by name.
 
     Raises:
