@@ -25,6 +25,7 @@ from tightrope.models import build
 from tightrope.train import METHODS, Method
 from tightrope.train.batch import Batch
 from tightrope.train.modifiers import auto_eps, reweight
+from tightrope.train.stages import WHOLE
 from tightrope.train.step import train_step
 
 EPS, KAPPA, BATCH = 0.3, 0.5, 100
@@ -74,7 +75,7 @@ def our_step(name: str, x: Tensor, y: Tensor, method: Method, progress: float = 
     state = method.begin(graph, len(x))
 
     def step() -> None:
-        region = method.region(progress, index, state)
+        region = method.region(WHOLE, progress, index, state)
         batch = Batch(graph, x, y, region, progress, generator, index, state)
         train_step(method, batch, optimiser, clip=0.0)
 

@@ -3,13 +3,29 @@
 from tightrope.train.methods import (
     advcrown_ibp,
     advibp,
+    colt,
     crown_ibp,
     fgsm,
     ibp,
+    maar,
+    mat,
     pgd,
     shi_ibp,
     standard,
     wong_kolter,
 )
 
-__all__ = ["advcrown_ibp", "advibp", "crown_ibp", "fgsm", "ibp", "pgd", "shi_ibp", "standard", "wong_kolter"]
+__all__ = [
+    "advcrown_ibp",
+    "advibp",
+    "colt",
+    "crown_ibp",
+    "fgsm",
+    "ibp",
+    "maar",
+    "mat",
+    "pgd",
+    "shi_ibp",
+    "standard",
+    "wong_kolter",
+]

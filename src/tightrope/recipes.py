@@ -93,6 +93,9 @@ class Recipe(BaseModel):
 
 # What the field's papers use, where a recipe does not say (methods.md, sections 1-4).
 _ADVERSARIAL = Training(epochs=30, lr=Steps(start=1e-3, factor=0.1, at=(0.6, 0.85)))
+_LAYERWISE = Training(
+    epochs=90, batch=100, lr=Steps(start=1e-3, factor=0.5, at=tuple(i / 30 for i in range(10, 30, 3)))
+)
 _JOINT = Training(epochs=100, batch=100, lr=Steps(start=5e-4, factor=0.2, at=(0.8, 0.92)))
 DEFAULT_TRAINING: dict[str, Training] = {
     "standard": _ADVERSARIAL,
@@ -102,6 +105,9 @@ DEFAULT_TRAINING: dict[str, Training] = {
     "crown-ibp": Training(epochs=200, batch=256, lr=Steps(start=5e-4, factor=0.1, at=(130 / 200, 190 / 200))),
     "advibp": _JOINT,
     "advcrown-ibp": _JOINT,
+    "colt": _LAYERWISE,
+    "mat": _LAYERWISE,
+    "maar": _LAYERWISE,
     "wong-kolter": Training(
         epochs=80, batch=50, lr=Steps(start=1e-3, factor=0.5, at=tuple(i / 80 for i in range(20, 80, 10)))
     ),

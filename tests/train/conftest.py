@@ -10,6 +10,7 @@ from tightrope.data import Split
 from tightrope.graph import trace
 from tightrope.region import Box
 from tightrope.train.batch import Batch
+from tightrope.train.stages import WHOLE
 
 SHAPE, CLASSES = (1, 6, 6), 3
 
@@ -56,12 +57,14 @@ def images():
 def batch():
     """Makes a training batch over the images of `make_images`, or the ones given."""
 
-    def make(module, eps=0.05, progress=1.0, x=None, y=None, seed=0, count=12, index=None, state=None):
+    def make(
+        module, eps=0.05, progress=1.0, x=None, y=None, seed=0, count=12, index=None, state=None, stage=WHOLE
+    ):
         if x is None:
             split = make_images(count)
             x, y = split.x, split.y
         graph = trace(module.train(), x.shape[1:])
         generator = torch.Generator().manual_seed(seed)
-        return Batch(graph, x, y, Box(eps), progress, generator, index, state)
+        return Batch(graph, x, y, Box(eps), progress, generator, index, state, stage)
 
     return make

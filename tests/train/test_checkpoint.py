@@ -14,7 +14,7 @@ from tightrope import files
 from tightrope.errors import IdentityError, InputError, TightropeError
 from tightrope.files import load_tensors, save_tensors
 from tightrope.train import methods
-from tightrope.train.checkpoint import Progressed, derive_seed, load_checkpoint, save_checkpoint
+from tightrope.train.checkpoint import Progressed, derive_seed, read_checkpoint, save_checkpoint
 from tightrope.train.step import train_step
 
 IDENTITY = {"method.eps": 0.1, "data identity": "abc", "training.lr.at": [0.25, 0.42]}
@@ -24,6 +24,13 @@ OPTIMISERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, foreach=True),
     "plain": lambda p: torch.optim.SGD(p, 0.01),
 }
+
+
+def load(path, module, optimiser, state, identity):
+    found = read_checkpoint(path, identity)
+    found.restore(module, state)
+    found.restore_optimiser(optimiser)
+    return found.progress()
 
 
 def progressed():
@@ -58,7 +65,7 @@ def test_what_is_loaded_goes_on_bit_by_bit_as_what_was_saved(tmp_path, trained, 
     path = tmp_path / "checkpoint" / "last.safetensors"
     save_checkpoint(path, module, optimiser, {}, progressed(), IDENTITY)
     other, its_optimiser = trained(name, steps=1, seed=1)
-    assert load_checkpoint(path, other, its_optimiser, {}, IDENTITY) == progressed()
+    assert load(path, other, its_optimiser, {}, IDENTITY) == progressed()
     for one, its in ((module, optimiser), (other, its_optimiser)):
         for _ in range(3):
             train_step(methods.standard(), batch(one), its, 0.0)
@@ -70,7 +77,7 @@ def test_an_optimiser_that_has_done_nothing_yet_can_be_saved(tmp_path, trained):
     module, optimiser = trained(steps=0)
     save_checkpoint(tmp_path / "c", module, optimiser, {}, Progressed(0, 0.0, {}), {})
     other, its_optimiser = trained(steps=0, seed=1)
-    assert load_checkpoint(tmp_path / "c", other, its_optimiser, {}, {}) == Progressed(0, 0.0, {})
+    assert load(tmp_path / "c", other, its_optimiser, {}, {}) == Progressed(0, 0.0, {})
     assert its_optimiser.state_dict()["state"] == {}
 
 
@@ -80,7 +87,7 @@ def test_each_difference_is_named_and_nothing_is_loaded(saved, trained):
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
     wanted = IDENTITY | {"method.eps": 0.2, "training.batch": 100}
     with pytest.raises(IdentityError) as refused:
-        load_checkpoint(path, module, optimiser, {}, wanted)
+        load(path, module, optimiser, {}, wanted)
     message = str(refused.value)
     assert str(path) in message
     assert "method.eps: 0.1 there, 0.2 now" in message
@@ -95,7 +102,7 @@ def test_a_truncated_checkpoint_is_refused(saved, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(InputError, match=r"last\.safetensors.* is corrupt"):
-        load_checkpoint(path, module, optimiser, {}, IDENTITY)
+        load(path, module, optimiser, {}, IDENTITY)
 
 
 @pytest.mark.parametrize("content", [b"\0" * 100, b"not a checkpoint", pickle.dumps({"a": 1})])
@@ -104,13 +111,13 @@ def test_what_is_no_checkpoint_is_refused_and_never_unpickled(saved, content, mo
     path.write_bytes(content)
     monkeypatch.setattr(pickle, "loads", pytest.fail)
     with pytest.raises(InputError, match="is corrupt or not a safetensors file"):
-        load_checkpoint(path, module, optimiser, {}, IDENTITY)
+        load(path, module, optimiser, {}, IDENTITY)
 
 
 def test_a_missing_checkpoint_is_an_input_error(tmp_path, saved):
     _, module, optimiser = saved
     with pytest.raises(InputError, match="elsewhere is missing"):
-        load_checkpoint(tmp_path / "elsewhere", module, optimiser, {}, IDENTITY)
+        load(tmp_path / "elsewhere", module, optimiser, {}, IDENTITY)
 
 
 @pytest.mark.parametrize("header", [{}, {"format": "tightrope-checkpoint/2"}])
@@ -118,7 +125,7 @@ def test_another_format_is_refused(saved, header):
     path, module, optimiser = saved
     save_tensors(path, module.state_dict(), header)
     with pytest.raises(InputError, match="this version reads 'tightrope-checkpoint/1'"):
-        load_checkpoint(path, module, optimiser, {}, IDENTITY)
+        load(path, module, optimiser, {}, IDENTITY)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

@@ -31,6 +31,7 @@ from tightrope.errors import DivergedError, IdentityError, InputError, Tightrope
 from tightrope.files import load_tensors
 from tightrope.recipes import parse_recipe, read_recipe
 from tightrope.train import Course, Interrupted, Loss, Method, Ramp, Steps, terms
+from tightrope.train.methods import LatentAttack
 
 IMAGES, HELD_OUT, BATCH, EPOCHS = 63, 12, 16, 3
 PER_EPOCH, TOTAL = 4, 12
@@ -50,6 +51,7 @@ METHODS = {
     "pgd": methods.pgd(eps=0.1, steps=2),
     "ibp": methods.ibp(eps=0.1, ramp=RAMP),
     "shi-ibp": methods.shi_ibp(eps=0.1, ramp=RAMP),
+    "maar": methods.maar(eps=0.1, attack=LatentAttack(steps=2, projections=4)),
 }
 
 

@@ -16,9 +16,12 @@ from tightrope.errors import InputError, RecipeError
 from tightrope.graph import trace
 from tightrope.recipes import build_method
 from tightrope.train import METHODS, Course, Ramp, Steps, methods, terms
+from tightrope.train.methods import LatentAttack, Penalty
 from tightrope.train.schedules import at, last
+from tightrope.train.stages import Layerwise
 from tightrope.train.step import train_step
 
+NO_PENALTY = Penalty(l1=0, stability=0)
 # name, options, whether it needs a network with BatchNorm
 ROWS = [
     ("standard", {}, False),
@@ -30,6 +33,9 @@ ROWS = [
     ("wong-kolter", {"eps": 0.05, "projections": 4}, False),
     ("advibp", {"eps": 0.05}, False),
     ("advcrown-ibp", {"eps": 0.05}, False),
+    ("colt", {"eps": 0.05, "penalty": NO_PENALTY}, False),
+    ("mat", {"eps": 0.05, "penalty": NO_PENALTY}, False),
+    ("maar", {"eps": 0.05, "penalty": NO_PENALTY}, False),
 ]
 NETWORKS = {"plain": {}, "BatchNorm": {"norm": True}}
 EVERY = pytest.mark.parametrize(("name", "options", "norm"), ROWS, ids=[row[0] for row in ROWS])
@@ -47,6 +53,9 @@ OTHER_OPTIONS = [
     ("crown-ibp", {"eps": Ramp(end=0.1, begin=0.1, finish=0.3), "beta": Ramp(start=0.9, end=0.4)}),
     ("advibp", {"eps": 0.1, "threshold": 0.2, "beta1": 0.5, "beta2": 0.9, "combiner": "total"}),
     ("advcrown-ibp", {"eps": 0.1, "threshold": Ramp(start=1, end=0), "clean": 0.02}),
+    ("colt", {"eps": 0.1, "natural": 0.5, "attack": LatentAttack(steps=2, step=0.5, projections=0)}),
+    ("mat", {"eps": 0.1, "stages": Layerwise(widen=1, eps_factor=1.2, mix=0.1, lengths=(1, 2))}),
+    ("maar", {"eps": 0.1, "lam": 2.0, "weight": "hard", "penalty": Penalty(l1=0, stability=0.1)}),
 ]
 
 

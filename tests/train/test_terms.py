@@ -1,6 +1,8 @@
 """Losses per example, against their formulas and against every point of the region."""
 
 import itertools
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,7 +16,11 @@ from tightrope.attacks import Pgd
 from tightrope.attacks import fgsm as one_step
 from tightrope.bounds import Interval, crown_ibp, fast_lin
 from tightrope.bounds.pullback import Scheme
+from tightrope.graph import trace
 from tightrope.train import Ramp, terms
+from tightrope.train.batch import Search
+from tightrope.train.regularisers import relu_stability
+from tightrope.train.stages import Layerwise
 
 PIXELS = 5
 
@@ -196,3 +202,86 @@ def test_terms_share_their_passes(batch):
     assert b.logits is b.logits
     assert b.problem.bounds(engine) is b.problem.bounds(Interval())
     assert b.attacked(attack) is b.attacked(one_step())
+
+
+class TestLatent:
+    """KL, indicator and soft weight, by hand, on three examples: two right, one wrong."""
+
+    SEARCH = Search(Pgd(2, 0.5, keep_best=False), Interval())
+    CLEAN = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.5], [1.0, 0.0, 3.0]])
+    MOVED = torch.tensor([[1.0, 0.5, 0.0], [0.5, 0.0, 0.5], [0.0, 0.0, 2.0]])
+    Y = torch.tensor([0, 1, 1])
+
+    def look(self, network, batch, predicted=False):
+        asked = batch(network(), count=3, y=self.Y, x=torch.full((3, 1, 6, 6), 0.5))
+        asked.__dict__["_clean"] = (self.CLEAN, asked.graph)
+        search = replace(self.SEARCH, predicted=predicted)
+        asked._inside[search, 0] = self.MOVED
+        return asked, search
+
+    def by_hand(self):
+        p, q = self.CLEAN.exp(), self.MOVED.exp()
+        p, q = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)
+        divergence = torch.stack(
+            [sum(p[i, k] * torch.log(p[i, k] / q[i, k]) for k in range(3)) for i in range(3)]
+        )
+        entropy = torch.stack([-torch.log(q[i, self.Y[i]]) for i in range(3)])
+        return p, q, divergence, entropy
+
+    def test_colt_goes_by_the_label(self, network, batch):
+        asked, search = self.look(network, batch)
+        torch.testing.assert_close(terms.latent(search)(asked), self.by_hand()[3])
+
+    def test_mat_goes_by_the_networks_own_answer(self, network, batch):
+        asked, search = self.look(network, batch, predicted=True)
+        q = self.by_hand()[1]
+        expected = -torch.log(torch.stack([q[0, 0], q[1, 1], q[2, 2]]))
+        torch.testing.assert_close(terms.latent(search)(asked), expected)
+
+    def test_maar_weighs_the_divergence_by_the_doubt(self, network, batch):
+        asked, search = self.look(network, batch)
+        p, _, divergence, entropy = self.by_hand()
+        doubt = torch.stack([1 - p[0, 0], 1 - p[1, 1], 1 - p[2, 1]])
+        torch.testing.assert_close(
+            terms.consistent(search, 6.0, "soft")(asked), entropy + 6 * divergence * doubt
+        )
+
+    def test_its_hard_form_looks_at_the_misclassified_alone(self, network, batch):
+        asked, search = self.look(network, batch)
+        _, _, divergence, entropy = self.by_hand()
+        expected = entropy + 6 * divergence * torch.tensor([0.0, 0.0, 1.0])
+        torch.testing.assert_close(terms.consistent(search, 6.0, "hard")(asked), expected)
+
+    def test_uniform_weights_look_at_all(self, network, batch):
+        asked, search = self.look(network, batch)
+        _, _, divergence, entropy = self.by_hand()
+        torch.testing.assert_close(terms.consistent(search, 6.0, "uniform")(asked), entropy + 6 * divergence)
+
+    def test_before_the_first_stage_there_is_the_input_itself(self, network, batch):
+        asked, search = self.look(network, batch)
+        for term in (terms.latent(search, before=True), terms.consistent(search, 6.0, "soft", before=True)):
+            torch.testing.assert_close(term(asked), terms.natural(asked))
+
+    def test_all_terms_of_a_batch_share_bounds_and_attacks(self, network, batch):
+        calls = Counter()
+
+        @dataclass(frozen=True)
+        class Boxes:
+            def __call__(self, problem):
+                calls["boxes"] += 1
+                return Interval()(problem)
+
+        class Attack(Pgd):
+            def __call__(self, *args):
+                calls["attack"] += 1
+                return super().__call__(*args)
+
+        module = network()
+        stage = Layerwise().of(trace(module, (1, 6, 6)))[1]
+        asked = batch(module, stage=stage)
+        search = Search(Attack(2, 0.5, keep_best=False), Boxes())
+        relu_stability(search.boxes, 1.0)(asked)
+        for before in (False, True):
+            terms.latent(search, before)(asked)
+            terms.consistent(search, 6.0, "soft", before)(asked)
+        assert calls == {"boxes": 1, "attack": 2}

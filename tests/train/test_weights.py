@@ -13,6 +13,7 @@ from tightrope.attacks import Pgd
 from tightrope.bounds import Interval
 from tightrope.train import Loss, terms
 from tightrope.train.loop import Interrupted
+from tightrope.train.stages import WHOLE
 from tightrope.train.step import train_step
 from tightrope.train.weights import AutoEps, by_attack, by_steps, confidence, near_the_boundary
 
@@ -126,7 +127,7 @@ def test_offsets_are_learned_from_the_bounds_of_before_the_step(network, batch):
     module, index = network(), torch.arange(12)
     method = tr.methods.ibp(eps=0.05) | tr.auto_eps(max_offset=0.02)
     state = method.begin(batch(module).graph, 12)
-    region = method.region(1.0, index, state)
+    region = method.region(WHOLE, 1.0, index, state)
     margins = confidence(batch(module, eps=region.eps), IBP)
     b = batch(module, eps=region.eps, index=index, state=state)
     result = train_step(method, b, torch.optim.SGD(module.parameters(), 10.0), 0.0)

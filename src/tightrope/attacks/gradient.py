@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -11,10 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tightrope.errors import InputError
-from tightrope.graph import Graph
 from tightrope.region import Region
 
 Loss = Literal["cross-entropy", "margin"]
+
+
+@runtime_checkable
+class Network(Protocol):
+    """What can be attacked: a `Graph`, or a latent region, which takes noise for inputs."""
+
+    def run(self, x: Float[Tensor, "batch *shape"]) -> tuple[Float[Tensor, "batch classes"], Any]:
+        """The logits, and what an attack does not look at."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Pgd:
     @torch.no_grad()
     def __call__(
         self,
-        graph: Graph,
+        network: Network,
         x: Float[Tensor, "batch *shape"],
         y: Int[Tensor, "batch"],
         region: Region,
@@ -60,7 +68,7 @@ class Pgd:
         """A point of the region around each example at which the loss is high. No gradient flows through it.
 
         Args:
-            graph: the network at fixed statistics (`Graph.frozen`, or what `Graph.run` returns).
+            network: at fixed statistics (`Graph.frozen`, or what `Graph.run` returns).
             x: inputs.
             y: labels.
             region: where the points may lie.
@@ -70,19 +78,19 @@ class Pgd:
         for _ in range(self.restarts):
             point = region.sample(x, generator)
             for _ in range(self.steps):
-                loss, gradient = self._gradient(graph, point, y)
+                loss, gradient = self._gradient(network, point, y)
                 if self.keep_best:
                     best, best_loss = _better(best, best_loss, point, loss)
                 point = region.project(x, point + self.step * region.steepest(x, gradient))
             if not self.keep_best and self.restarts == 1:
                 return point
-            best, best_loss = _better(best, best_loss, point, self._loss(graph.run(point)[0], y))
+            best, best_loss = _better(best, best_loss, point, self._loss(network.run(point)[0], y))
         return best
 
     @torch.no_grad()
     def steps_needed(
         self,
-        graph: Graph,
+        network: Network,
         x: Float[Tensor, "batch *shape"],
         y: Int[Tensor, "batch"],
         region: Region,
@@ -92,16 +100,16 @@ class Pgd:
         point = region.sample(x, generator)
         needed, standing = x.new_zeros(len(x)), torch.ones_like(y, dtype=torch.bool)
         for _ in range(self.steps):
-            standing &= graph.run(point)[0].argmax(1) == y
+            standing &= network.run(point)[0].argmax(1) == y
             needed += standing
-            gradient = self._gradient(graph, point, y)[1]
+            gradient = self._gradient(network, point, y)[1]
             point = region.project(x, point + self.step * region.steepest(x, gradient))
         return needed
 
-    def _gradient(self, graph: Graph, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradient(self, network: Network, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             point = point.detach().requires_grad_()
-            loss = self._loss(graph.run(point)[0], y)
+            loss = self._loss(network.run(point)[0], y)
             (gradient,) = torch.autograd.grad(loss.sum(), point)
         return loss.detach(), gradient
 

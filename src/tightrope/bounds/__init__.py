@@ -3,6 +3,7 @@
 from tightrope.bounds.base import Bounds, Engine, Estimate, Estimator, Guarantee, Problem
 from tightrope.bounds.compose import Intersect, Mix
 from tightrope.bounds.interval import Interval
+from tightrope.bounds.latent import Latent
 from tightrope.bounds.linear import Linear, crown, crown_ibp, fast_lin
 from tightrope.bounds.projected import Projected
 from tightrope.bounds.relaxed import Forward, RelaxedNetwork
@@ -16,6 +17,7 @@ __all__ = [
     "Guarantee",
     "Intersect",
     "Interval",
+    "Latent",
     "Linear",
     "Mix",
     "Problem",

@@ -48,6 +48,8 @@ def lower_bound(
         intervals: the boxes of `Interval` over the same region, if the relaxations are over them: it saves a
             pass. Any other boxes here would yield a wrong bound.
     """
+    if not rows.shape[1]:
+        return rows.new_zeros(len(rows), 0)
     seen, end = path(graph, x, region, node, relaxations, intervals)
     return dot(rows.flatten(2), end.flatten(1)) + _pull(graph, x, region, node, rows, seen, reached)
 

@@ -56,11 +56,11 @@ class Worst:
 
 @dataclass(frozen=True, eq=False)
 class RelaxedNetwork:
-    """A network with every activation replaced by `D z + mu + mu e`.
+    """A network with activations replaced by `D z + mu + mu e`.
 
     Args:
         graph: the network at fixed statistics.
-        lines: by node number of each activation, its two parallel lines.
+        lines: by node number of each activation that is replaced, its two parallel lines.
     """
 
     graph: Graph
@@ -83,6 +83,8 @@ class RelaxedNetwork:
     ) -> Float[Tensor, "batch points *value"]:
         """The relaxed network's value at some points for each example; differentiable.
 
+        An activation without lines is computed as it is.
+
         Args:
             points: inputs.
             noise: by node number, `(batch, points, *shape)` with entries in [-1, 1]; 0 where it is missing.
@@ -93,7 +95,8 @@ class RelaxedNetwork:
         last = len(self.graph.nodes) - 1 if until is None else until
         for i, node in enumerate(self.graph.nodes[1 : last + 1], start=1):
             inputs = [values[j] for j in node.inputs]
-            if isinstance(node.op, Affine):
+            if i not in self.lines:
+                assert node.op is not None
                 values.append(node.op.apply(*inputs))
                 continue
             z, lines = inputs[0].unflatten(0, batch_and_points), self.lines[i]

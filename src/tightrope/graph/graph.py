@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tightrope.errors import InputError
-from tightrope.graph.ops import Activation, Affine, BatchNorm, Conv, Identity, Linear, Operator
+from tightrope.graph.ops import Activation, Affine, BatchNorm, Conv, Identity, Linear, Operator, Reshape
 from tightrope.spec import Spec
 
 
@@ -102,6 +102,14 @@ class Graph:
         """The graph in evaluation, whatever the module's mode: running statistics, no dropout."""
         nodes = [node if node.op is None else replace(node, op=node.op.frozen()) for node in self.nodes]
         return replace(self, nodes=_fold_batch_norms(nodes))
+
+    def upto(self, node: int) -> Graph:
+        """The part of the network that yields a node's value, as a vector."""
+        nodes, shape = self.nodes[: node + 1], self.nodes[node].shape
+        if len(shape) == 1:
+            return replace(self, nodes=nodes)
+        flat = torch.Size([shape.numel()])
+        return replace(self, nodes=(*nodes, Node("flatten", Reshape(flat), (node,), flat)))
 
     def merge(self, spec: Spec) -> tuple[int, Tensor, Float[Tensor, "batch rows"]]:
         """Pull a specification back through the affine operators that end the network.

@@ -11,11 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Problem
+from tightrope.bounds import Estimator, Latent, Problem
+from tightrope.bounds.base import Boxes
+from tightrope.bounds.latent import NOISE, boxes_upto
 from tightrope.bounds.pullback import Pullback, Scheme, pull_back
 from tightrope.graph import Graph
 from tightrope.region import Region
 from tightrope.spec import Spec
+from tightrope.train.stages import WHOLE, Stage
 
 Term = Callable[["Batch"], Tensor]
 """A loss: `batch -> (batch,)`, one value per example; a regulariser yields one value for the batch."""
@@ -47,6 +50,22 @@ class Worst:
     coefficients: dict[int, Tensor]
 
 
+@dataclass(frozen=True)
+class Search:
+    """How adversarial points of a latent region are looked for.
+
+    Args:
+        attack: what looks for them; its steps are counted in noise.
+        boxes: how the activations before the region are bounded.
+        predicted: whether the attack, and the loss at what it finds, go by the network's own answer
+            instead of the label.
+    """
+
+    attack: Pgd
+    boxes: Estimator
+    predicted: bool = False
+
+
 class Batch:
     """Inputs, labels, their region, and the passes over them, each done once, when first asked for.
 
@@ -55,10 +74,11 @@ class Batch:
         x: inputs in [0, 1].
         y: labels.
         region: where each input may move at this moment of the run.
-        progress: share of the run that is done.
+        progress: share of the run, or of its present stage, that is done.
         generator: source of this step's randomness.
         index: numbers of the examples in their data set, if a method wants to know them.
         state: what the run's method remembers.
+        stage: where in the network a method that trains layer by layer is at work.
 
     Attributes:
         weighed: weights of the examples in each loss that has taken their weighted mean, by its name.
@@ -74,14 +94,17 @@ class Batch:
         generator: torch.Generator,
         index: Int[Tensor, "batch"] | None = None,
         state: State | None = None,
+        stage: Stage = WHOLE,
     ) -> None:
         self.graph, self.x, self.y, self.region = graph, x, y, region
         self.progress, self.generator = progress, generator
-        self.index, self.state = index, {} if state is None else state
+        self.index, self.state, self.stage = index, {} if state is None else state, stage
         self.weighed: dict[str, Tensor] = {}
         self._attacked: dict[Pgd, Tensor] = {}
         self._pulled: dict[Scheme, Pullback] = {}
         self._worst: dict[Scheme, Worst] = {}
+        self._boxes: dict[Estimator, Boxes] = {}
+        self._inside: dict[tuple[Search, int], Tensor] = {}
 
     @cached_property
     def _clean(self) -> tuple[Tensor, Graph]:
@@ -161,3 +184,22 @@ class Batch:
             network = self.graph.frozen()
             self._attacked[attack] = attack(network, self.x, self.y, self.region, self.generator)
         return self._attacked[attack]
+
+    def boxes(self, estimator: Estimator, node: int) -> Boxes:
+        """Bounds of what enters each activation up to a node, or further if more was asked for before."""
+        if estimator not in self._boxes or (node and node not in self._boxes[estimator]):
+            self._boxes[estimator] = boxes_upto(self.problem, node, estimator)
+        return self._boxes[estimator]
+
+    def target(self, search: Search) -> Int[Tensor, "batch"]:
+        """The labels that a search goes by."""
+        return self.logits.argmax(1) if search.predicted else self.y
+
+    def inside(self, search: Search, node: int) -> Float[Tensor, "batch classes"]:
+        """The logits at a point of a node's latent region that an attack found."""
+        if (search, node) not in self._inside:
+            latent = Latent.over(self.fixed, self.x, self.region, node, self.boxes(search.boxes, node))
+            network = latent.on(self.graph.frozen())
+            noise = search.attack(network, latent.still, self.target(search), NOISE, self.generator)
+            self._inside[search, node] = latent.run(noise)[0]
+        return self._inside[search, node]

@@ -77,35 +77,51 @@ def save_checkpoint(
     save_tensors(path, tensors, header)
 
 
-def load_checkpoint(
-    path: Path,
-    module: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    method_state: State,
-    identity: Mapping[str, Any],
-) -> Progressed:
-    """Bring network, optimiser and the method's state to where a checkpoint left them.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read, to be put back part by part.
+
+    Args:
+        tensors: what the file holds, by name.
+        header: the rest of it.
+    """
+
+    tensors: Mapping[str, Tensor]
+    header: Mapping[str, Any]
+
+    def progress(self) -> Progressed:
+        """How far the run had come."""
+        return Progressed(**self.header["progress"])
+
+    def restore(self, module: nn.Module, method_state: State) -> None:
+        """Bring a network and its method's state to where the checkpoint left them."""
+        for name, tensor in method_state.items():
+            tensor.copy_(self.tensors[f"method.{name}"])
+        mine = {k.removeprefix("model."): t for k, t in self.tensors.items() if k.startswith("model.")}
+        module.load_state_dict(mine)
+
+    def restore_optimiser(self, optimiser: torch.optim.Optimizer) -> None:
+        """Bring an optimiser of the same parameters to where the checkpoint left it."""
+        state: dict[int, dict[str, Any]] = {}
+        for name, tensor in self.tensors.items():
+            if name.startswith("optimiser."):
+                _, i, key = name.split(".", 2)
+                state.setdefault(int(i), {})[key] = tensor
+        for name, number in self.header["optimiser"].items():
+            i, key = name.split(".", 1)
+            state.setdefault(int(i), {})[key] = number
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint in a file.
 
     Raises:
-        IdentityError: if the checkpoint was made with other settings, data or network.
+        IdentityError: if it was made with other settings, data or network.
         InputError: if the file is missing or corrupt.
     """
     tensors, header = load_tensors(path)
     if header.get("format") != FORMAT:
         raise InputError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}")
     check_identity(header["identity"], identity, str(path))
-    state: dict[int, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimiser."):
-            _, i, key = name.split(".", 2)
-            state.setdefault(int(i), {})[key] = tensor
-    for name, number in header["optimiser"].items():
-        i, key = name.split(".", 1)
-        state.setdefault(int(i), {})[key] = number
-    for name, tensor in method_state.items():
-        tensor.copy_(tensors[f"method.{name}"])
-    module.load_state_dict(
-        {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
-    )
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    return Progressed(**header["progress"])
+    return Checkpoint(tensors, header)

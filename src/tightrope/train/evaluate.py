@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tightrope.bounds import Engine, Problem
+from tightrope.bounds import Engine, Latent, Problem
+from tightrope.bounds.latent import NOISE, boxes_upto
 from tightrope.graph import Graph
 from tightrope.graph.ops import LeakyReLU, ReLU
 from tightrope.region import Box
 from tightrope.spec import Spec, smallest_margin
+from tightrope.train.batch import Search
 
 CHUNK = 500
 
@@ -66,3 +68,22 @@ def evaluate(
             }
         )
     return {"examples": count, "eps": eps, "clean": clean / count, "certified": certified / count}, records
+
+
+@torch.no_grad()
+def verified_error(graph: Graph, held_out: HeldOut, eps: float, search: Search, node: int) -> float:
+    """Share of the correctly classified examples that an attack turns inside a node's latent region.
+
+    Source: maar.txt, eq. 25; an estimate of how much could not be certified, on held-out training examples.
+    """
+    frozen, region = graph.frozen(), Box(eps)
+    correct, turned = 0, 0
+    generator = torch.Generator(held_out.x.device).manual_seed(0)
+    for x, y in zip(held_out.x.split(CHUNK), held_out.y.split(CHUNK), strict=True):
+        problem = Problem(frozen, x, region, Spec.margins(y, graph.classes, x), generator)
+        latent = Latent.over(frozen, x, region, node, boxes_upto(problem, node, search.boxes))
+        noise = search.attack(latent, latent.still, y, NOISE, generator)
+        right = frozen.run(x)[0].argmax(1) == y
+        correct += int(right.sum())
+        turned += int((right & (latent.run(noise)[0].argmax(1) != y)).sum())
+    return turned / correct if correct else 1.0

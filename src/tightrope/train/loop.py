@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +26,11 @@ from tightrope.graph.ops import BatchNorm
 from tightrope.memory import keep_freed
 from tightrope.progress import Progress
 from tightrope.train.batch import Batch
-from tightrope.train.checkpoint import Progressed, derive_seed, load_checkpoint, save_checkpoint
-from tightrope.train.evaluate import HeldOut, evaluate
+from tightrope.train.checkpoint import Checkpoint, Progressed, derive_seed, read_checkpoint, save_checkpoint
+from tightrope.train.evaluate import HeldOut, evaluate, verified_error
 from tightrope.train.methods import Method
 from tightrope.train.schedules import Number, Ramp, Real, Steps, Whole, at, first_drop, last
+from tightrope.train.stages import Stage, frozen_upto
 from tightrope.train.step import train_step
 
 NOTE = "note: "
@@ -45,7 +46,7 @@ class Training(BaseModel):
         epochs: passes over the training examples.
         batch: examples per step.
         optimiser: "adam", "adamw" or "sgd" (with momentum 0.9).
-        lr: learning rate, a number or a schedule.
+        lr: learning rate, a number or a schedule; of a stage, where a method trains layer by layer.
         weight_decay: weight decay of the optimiser.
         clip: largest l_2 norm of the gradient; 0 clips nothing.
         checkpoint_seconds: how often a checkpoint is written.
@@ -112,24 +113,26 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, metrics = out / "checkpoint" / "last.safetensors", out / "metrics.jsonl"
     keep_freed()
-    optimiser = _optimiser(graph, training)
     per_epoch = -(-len(index) // training.batch)
     total = per_epoch * training.epochs
+    stages = method.stages(graph)
     graph.module.train()
     _check_last_batch(graph, len(index), training.batch)
-    with _only_run_in(out), torch.random.fork_rng(), _stop_requested() as stop:
+    with _only_run_in(out), torch.random.fork_rng(), _stop_requested() as stop, ExitStack() as held:
         state = method.begin(graph, len(examples))
+        found: Checkpoint | None = None
         if resume and checkpoint.exists():
-            done = load_checkpoint(checkpoint, graph.module, optimiser, state, identity)
+            found = read_checkpoint(checkpoint, identity)
+            found.restore(graph.module, state)
+            done = found.progress()
             _forget_epochs_after(metrics, done.step)
         else:
             done = Progressed(0, 0.0, {})
             torch.manual_seed(derive_seed(seed, "initialise", 0))
             if method.initialise is not None:
                 method.initialise(graph)
-            save_checkpoint(checkpoint, graph.module, optimiser, state, done, identity)
             metrics.unlink(missing_ok=True)
-        saved = time.monotonic()
+        resumed, saved = done.step, time.monotonic()
 
         def check() -> None:
             if not all(bool(torch.isfinite(t).all()) for t in graph.module.state_dict().values()):
@@ -144,21 +147,31 @@ def train(
             save_checkpoint(checkpoint, graph.module, optimiser, state, done, identity)
             saved = time.monotonic()
 
-        with Progress(f"train {method.name}", total, done.step) as progress:
-            while done.step < total:
+        progress = held.enter_context(Progress(f"train {method.name}", total, done.step))
+        for stage in stages:
+            begin, end = round(stage.begin * total), round(stage.end * total)
+            if end < done.step:
+                continue
+            live = held.enter_context(frozen_upto(graph, stage.cut))
+            optimiser = _optimiser(graph, training)
+            if found is not None and begin < resumed:
+                found.restore_optimiser(optimiser)
+            if done.step == 0:
+                save()
+            while done.step < end:
                 epoch, offset = divmod(done.step, per_epoch)
-                order = _order(index, training.batch, seed, epoch)[offset:]
+                order = _order(index, training.batch, seed, epoch)[offset : offset + end - done.step]
                 for x, y, numbers in examples.batches(_seeded(order, seed, done.step)):
                     began = time.perf_counter()
                     step_seed = derive_seed(seed, "step", done.step)
                     torch.manual_seed(step_seed)
                     generator = torch.Generator(x.device).manual_seed(step_seed)
-                    now = Moment(method, training, epoch, done.step / total)
+                    now = Moment(method, training, epoch, done.step / total, stage)
                     for group in optimiser.param_groups:
                         group["lr"] = now.lr
                     x = x if augment is None else augment(x, generator)
-                    region = method.region(now.progress, numbers, state)
-                    batch = Batch(graph, x, y, region, now.progress, generator, numbers, state)
+                    region = method.region(stage, now.progress, numbers, state)
+                    batch = Batch(live, x, y, region, now.progress, generator, numbers, state, stage)
                     try:
                         result = train_step(method, batch, optimiser, training.clip)
                     except DivergedError as error:
@@ -183,6 +196,8 @@ def train(
                         raise Interrupted
                     if time.monotonic() - saved > training.checkpoint_seconds:
                         save()
+            if len(stages) > 1:
+                _keep(graph, out, stage)
         save()
         save_tensors(out / "model.safetensors", graph.module.state_dict())
 
@@ -194,20 +209,36 @@ class Moment:
     method: Method
     training: Training
     epoch: int
-    progress: float
+    of_run: float
+    stage: Stage
+
+    @property
+    def progress(self) -> float:
+        """Share of the stage that is done."""
+        return self.stage.progress(self.of_run)
 
     @property
     def eps(self) -> float:
         """Radius of the region."""
-        return at(self.method.eps, self.progress)
+        return self.stage.eps * at(self.method.eps, self.progress)
 
     @property
     def lr(self) -> float:
         """Learning rate."""
-        return at(self.training.lr, self.progress)
+        return self.stage.lr * at(self.training.lr, self.progress)
 
     def __str__(self) -> str:
         return f"epoch {self.epoch + 1}, eps {self.eps:.4g}, lr {self.lr:.4g}"
+
+
+def _keep(graph: Graph, out: Path, stage: Stage) -> None:
+    """Save the network as a stage left it, in a folder that can be certified as the run's own."""
+    folder = out / "stages" / str(stage.number + 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / "model.safetensors", graph.module.state_dict())
+    for name in ("model.json", "recipe.toml"):
+        if (out / name).exists():
+            write_atomically(folder / name, (out / name).read_text(encoding="utf-8"))
 
 
 def _check_last_batch(graph: Graph, examples: int, batch: int) -> None:
@@ -253,11 +284,17 @@ def _epoch_record(
     notes = {k.removeprefix(NOTE): v for k, v in means.items() if k.startswith(NOTE)}
     losses = {k: v for k, v in means.items() if not k.startswith(NOTE)}
     accuracy, layers = evaluate(graph, held_out, test_eps, now.method.engine)
+    staged: dict[str, Any] = {}
+    if now.method.search is not None:
+        staged = {"stage": now.stage.number + 1}
+        error = verified_error(graph, held_out, test_eps, now.method.search, now.stage.cut)
+        accuracy = accuracy | {"verified_error": error}
     return {
         "epoch": now.epoch + 1,
         "step": done.step,
         "seconds": round(done.seconds, 3),
-        "progress": now.progress,
+        "progress": now.of_run,
+        **staged,
         "eps": now.eps,
         "lr": now.lr,
         "gradient_norm": gradient_norm,

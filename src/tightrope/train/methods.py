@@ -11,10 +11,11 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from jaxtyping import Int
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from tightrope.attacks import Pgd
@@ -26,11 +27,25 @@ from tightrope.errors import InputError
 from tightrope.graph import Graph
 from tightrope.region import Box
 from tightrope.train import regularisers, terms
-from tightrope.train.batch import Margins, State
+from tightrope.train.batch import Margins, Search, State, Term
 from tightrope.train.combine import Bisector, Total
 from tightrope.train.initialise import ibp_initialisation
 from tightrope.train.objective import Combiner, Loss, Radii
-from tightrope.train.schedules import Course, Number, NumberOrRamp, Ramp, Real, Share, Steps, Whole, at, last
+from tightrope.train.schedules import (
+    Course,
+    NotNegative,
+    Number,
+    NumberOrRamp,
+    Positive,
+    Ramp,
+    Real,
+    Share,
+    Steps,
+    Whole,
+    at,
+    last,
+)
+from tightrope.train.stages import WHOLE, Layerwise, Stage
 
 P = ParamSpec("P")
 R = TypeVar("R", "Method", "Modifier")
@@ -62,6 +77,9 @@ class Method:
         relaxation: the linear relaxation that its robust loss rests on, if it does.
         combiner: how its losses become one gradient.
         radii: the radius of each example, if not `eps` for all.
+        layerwise: how it goes through the layers, if it trains them one after another; its schedules are
+            then those of a stage.
+        search: how the metrics of such a method attack the region of a stage.
         options: what its function was called with; part of a run's identity.
         modifiers: what was added by `method | modifier`: each one's options by its name.
     """
@@ -74,6 +92,8 @@ class Method:
     relaxation: Relaxation | None = None
     combiner: Combiner = field(default_factory=Total)
     radii: Radii | None = None
+    layerwise: Layerwise | None = None
+    search: Search | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     modifiers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -92,9 +112,13 @@ class Method:
         """What it remembers, at the beginning of a run on this many examples."""
         return self.combiner.begin(graph) | ({} if self.radii is None else self.radii.begin(examples))
 
-    def region(self, progress: float, index: Int[Tensor, "batch"], state: State) -> Box:
-        """Where the examples with these numbers may move when this share of the run is done."""
-        eps = at(self.eps, progress)
+    def stages(self, graph: Graph) -> list[Stage]:
+        """The parts of a run on this network."""
+        return [WHOLE] if self.layerwise is None else self.layerwise.of(graph)
+
+    def region(self, stage: Stage, progress: float, index: Int[Tensor, "batch"], state: State) -> Box:
+        """Where the examples with these numbers may move when this share of a stage is done."""
+        eps = stage.eps * at(self.eps, progress)
         return Box(eps if self.radii is None else self.radii(eps, index, state))
 
     def __post_init__(self) -> None:
@@ -334,6 +358,142 @@ def advcrown_ibp(
     robust = terms.crown_ibp(beta)
     method = _joint("advcrown-ibp", eps, robust, combiner, threshold, beta1, beta2, clean, ramp)
     return replace(method, relaxation=Relaxation(terms.CROWN_IBP, beta))
+
+
+class LatentAttack(BaseModel):
+    """How points of a latent region are looked for.
+
+    Args:
+        steps: gradient steps.
+        step: length of one, where noise lies between -1 and 1.
+        projections: random directions that the bounds before the region are estimated from; 0 computes them
+            exactly, which costs a backward pass for each open neuron.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: Annotated[Whole, Field(ge=1)] = 8
+    step: Positive = 0.25
+    projections: Annotated[Whole, Field(ge=0)] = 50
+
+    def search(self, predicted: bool = False) -> Search:
+        """The attack and its bounds; `predicted` says that it goes by the network's own answers."""
+        boxes = Projected(self.projections) if self.projections else Linear("parallel", sides="none")
+        return Search(Pgd(self.steps, self.step, keep_best=False), boxes, predicted)
+
+
+class Penalty(BaseModel):
+    """What else is made small.
+
+    Args:
+        l1: weight of the size of all weights in training.
+        stability: weight of the instability of the first activation in training.
+        stability_factor: what that weight is multiplied by from stage to stage.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    l1: NotNegative = 1e-5
+    stability: NotNegative = 0.005
+    stability_factor: Positive = 1.5
+
+
+@published(METHODS)
+def colt(
+    eps: Positive,
+    natural: Share = 0.0,
+    attack: LatentAttack = LatentAttack(),
+    stages: Layerwise = Layerwise(),
+    penalty: Penalty = Penalty(),
+) -> Method:
+    """COLT (Balunovic and Vechev 2020): adversarial training in the convex region of one layer after another.
+
+    `(1 - natural) CE(p(x')) + natural CE(p(x))`, x' in the latent region behind the frozen layers.
+
+    Args:
+        eps: radius, in pixel units; `stages` widens it.
+        natural: share of the natural loss.
+        attack: how x' is found.
+        stages: how it goes through the layers.
+        penalty: what else is made small.
+    """
+    search = attack.search()
+    return _layerwise("colt", eps, natural, search, stages, penalty, partial(terms.latent, search))
+
+
+@published(METHODS)
+def mat(
+    eps: Positive,
+    natural: Share = 0.0,
+    attack: LatentAttack = LatentAttack(),
+    stages: Layerwise = Layerwise(),
+    penalty: Penalty = Penalty(),
+) -> Method:
+    """Misclassification-aware training (maar.txt, eq. 2): COLT by the network's own answers.
+
+    Args:
+        eps: radius, in pixel units; `stages` widens it.
+        natural: share of the natural loss.
+        attack: how x' is found.
+        stages: how it goes through the layers.
+        penalty: what else is made small.
+    """
+    search = attack.search(predicted=True)
+    return _layerwise("mat", eps, natural, search, stages, penalty, partial(terms.latent, search))
+
+
+@published(METHODS)
+def maar(
+    eps: Positive,
+    lam: NotNegative = 6.0,
+    weight: terms.Awareness = "soft",
+    natural: Share = 0.0,
+    attack: LatentAttack = LatentAttack(),
+    stages: Layerwise = Layerwise(),
+    penalty: Penalty = Penalty(),
+) -> Method:
+    """Misclassification-aware adversarial regularisation (maar.txt, eq. 14): COLT and a consistent answer.
+
+    `CE(p(x')) + lam KL(p(x) || p(x')) (1 - p_y(x))` in the place of COLT's `CE(p(x'))`.
+
+    Args:
+        eps: radius, in pixel units; `stages` widens it.
+        lam: weight lambda of the divergence.
+        weight: "soft" is `1 - p_y(x)`; "hard" 1 where x is misclassified, else 0; "uniform" 1 everywhere.
+        natural: share of the natural loss.
+        attack: how x' is found.
+        stages: how it goes through the layers.
+        penalty: what else is made small.
+    """
+    search = attack.search()
+    term = partial(terms.consistent, search, lam, weight)
+    return _layerwise("maar", eps, natural, search, stages, penalty, term)
+
+
+def _layerwise(
+    name: str,
+    eps: float,
+    natural: float,
+    search: Search,
+    stages: Layerwise,
+    penalty: Penalty,
+    term: Callable[[bool], Term],
+) -> Method:
+    """A loss in the region of a stage, which takes over from that in the region of the stage before."""
+    mixing = Course(begin=0.0, finish=stages.mix)
+    losses = (  # the stability looks furthest into the network: it comes first, and all share its bounds
+        Loss(
+            "stability",
+            mixing.between(0.0, penalty.stability),
+            regularisers.relu_stability(search.boxes, penalty.stability_factor),
+        ),
+        Loss("latent", mixing.between(0.0, 1 - natural), term(False)),
+        Loss("latent before", mixing.between(1 - natural, 0.0), term(True)),
+        Loss("natural", natural, terms.natural),
+        Loss("l1", penalty.l1, regularisers.l1),
+    )
+    engine = Linear("adaptive", "interval", sides="lower")
+    return Method(name, eps, losses, engine=engine, layerwise=stages, search=search)
 
 
 def _joint(

@@ -18,9 +18,7 @@ from tightrope.train import regularisers, weights
 from tightrope.train.batch import Term
 from tightrope.train.methods import MODIFIERS, Method, Modifier, published
 from tightrope.train.objective import Loss, Weigh
-from tightrope.train.schedules import Real, Whole
-
-Positive = Annotated[Real, Field(gt=0)]
+from tightrope.train.schedules import Positive, Real, Whole
 
 
 @published(MODIFIERS)

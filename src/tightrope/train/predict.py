@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 
 import torch
@@ -13,6 +14,7 @@ from tightrope.train.evaluate import HeldOut, evaluate
 from tightrope.train.loop import Training
 from tightrope.train.methods import Method
 from tightrope.train.schedules import Ramp
+from tightrope.train.stages import frozen_upto
 from tightrope.train.step import train_step
 
 ROUNDS = 3  # timed steps, after one that warms up
@@ -35,22 +37,25 @@ def predict_seconds(
     copied.module.train()
     count = min(training.batch, len(held_out.y))
     x, y = held_out.x[:count], held_out.y[:count]
-    optimiser = torch.optim.Adam(copied.module.parameters(), 1e-9)
     state, numbers, eps = method.begin(copied, count), torch.arange(count), method.eps
     begin, finish = (eps.begin, eps.finish) if isinstance(eps, Ramp) else (0.0, 0.0)
+    if method.layerwise is not None:
+        finish = method.layerwise.mix
+    parts = [part for part in ((0.0, begin), (begin, finish), (finish, 1.0)) if part[0] < part[1]]
     per_example = 0.0
-    for start, stop in ((0.0, begin), (begin, finish), (finish, 1.0)):
-        if stop <= start:
-            continue
-        progress, times = (start + stop) / 2, []
-        for _ in range(ROUNDS + 1):
-            began = time.perf_counter()
-            region = method.region(progress, numbers, state)
-            generator = torch.Generator(x.device)
-            batch = Batch(copied, x, y, region, progress, generator, numbers, state)
-            train_step(method, batch, optimiser, clip=0.0)
-            times.append(time.perf_counter() - began)
-        per_example += (stop - start) * min(times[1:]) / count
+    for stage, (start, stop) in itertools.product(method.stages(copied), parts):
+        with frozen_upto(copied, stage.cut) as live:
+            trained = [p for p in copied.module.parameters() if p.requires_grad]
+            optimiser = torch.optim.Adam(trained, 1e-9)
+            progress, times = (start + stop) / 2, []
+            for _ in range(ROUNDS + 1):
+                began = time.perf_counter()
+                region = method.region(stage, progress, numbers, state)
+                generator = torch.Generator(x.device)
+                batch = Batch(live, x, y, region, progress, generator, numbers, state, stage)
+                train_step(method, batch, optimiser, clip=0.0)
+                times.append(time.perf_counter() - began)
+        per_example += (stage.end - stage.begin) * (stop - start) * min(times[1:]) / count
     began = time.perf_counter()
     evaluate(copied, held_out, test_eps, method.engine)
     return training.epochs * (examples * per_example + time.perf_counter() - began)

@@ -108,6 +108,30 @@ def tightness_r(scheme: Scheme) -> Term:
     return term
 
 
+def relu_stability(boxes: Estimator, factor: float) -> Term:
+    """`factor^stage sum relu(-l) relu(u)` over the first activation that is still trained.
+
+    It keeps neurons away from where their sign is open. Source: COLT's code (methods.md, section 9); there
+    is no term where the network has no activation behind the region.
+    """
+
+    def term(batch: Batch) -> Float[Tensor, "batch"]:
+        after = batch.stage.after
+        if after is None:
+            return batch.x.new_zeros(len(batch.x))
+        lower, upper = batch.boxes(boxes, after)[after]
+        open_by = torch.relu(-lower) * torch.relu(upper)
+        return float(factor**batch.stage.number) * open_by.flatten(1).sum(1)
+
+    return term
+
+
+def l1(batch: Batch) -> Float[Tensor, ""]:
+    """`sum |W|` over the weights that are trained; biases do not count."""
+    weights = [p for p in batch.graph.module.parameters() if p.requires_grad and p.ndim > 1]
+    return torch.stack([weight.abs().sum() for weight in weights]).sum()
+
+
 def _relu_boxes(batch: Batch, engine: Estimator) -> list[tuple[Tensor, Tensor]]:
     """The boxes of the pre-activations of every layer of ReLUs."""
     boxes = batch.problem.bounds(engine).boxes

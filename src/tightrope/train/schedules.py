@@ -27,6 +27,8 @@ def parse_number(value: Any) -> Any:
 
 Real = Annotated[float, BeforeValidator(parse_number), Field(allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1)]
+Positive = Annotated[Real, Field(gt=0)]
+NotNegative = Annotated[Real, Field(ge=0)]
 Whole = Annotated[int, BeforeValidator(parse_number)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,7 +13,7 @@ from tightrope.attacks import Pgd
 from tightrope.bounds import Estimator, Interval
 from tightrope.bounds.linear import lower_bound, relax_all
 from tightrope.bounds.pullback import Scheme
-from tightrope.train.batch import Batch, Margins, Term
+from tightrope.train.batch import Batch, Margins, Search, Term
 from tightrope.train.schedules import Number, Ramp, at
 
 
@@ -120,5 +122,56 @@ def fused_crown_ibp(share: Number) -> Term:
         chord = (top - slope * lower).sum(1) - least
         linear = torch.maximum(chord, bottom.sum(1))  # S is nowhere smaller; rounding may say so
         return largest.squeeze(1) + torch.log(beta * linear + (1 - beta) * top.sum(1))
+
+    return term
+
+
+def latent(search: Search, before: bool = False) -> Term:
+    """`CE(p(x'), y)` at a point x' of the latent region behind the frozen layers (maar.txt, eqs. 2 and 6).
+
+    Args:
+        search: how x' is found, and by which labels: those of the data (COLT), or the network's own (MAT).
+        before: whether to look into the region of the stage before; before the first, that is x itself.
+    """
+
+    def term(batch: Batch) -> Float[Tensor, "batch"]:
+        node = batch.stage.before if before else batch.stage.cut
+        if node is None or batch.still:
+            return natural(batch)
+        return F.cross_entropy(batch.inside(search, node), batch.target(search), reduction="none")
+
+    return term
+
+
+Awareness = Literal["soft", "hard", "uniform"]
+
+
+def consistent(search: Search, lam: float, weight: Awareness, before: bool = False) -> Term:
+    """COLT's loss and `lam KL(p(x) || p(x')) w`, which keeps the answer where it may be wrong.
+
+    `w = 1 - p_y(x)` is MAAR ("soft"; maar.txt, eqs. 13 and 14), `w = 1[h(x) != y]` its hard form (eq. 12),
+    `w = 1` ignores what is misclassified ("uniform").
+
+    Args:
+        search: how x' is found.
+        lam: weight of the divergence.
+        weight: w.
+        before: as in `latent`.
+    """
+    adversarial = latent(search, before)
+
+    def term(batch: Batch) -> Float[Tensor, "batch"]:
+        node = batch.stage.before if before else batch.stage.cut
+        if node is None or batch.still:
+            return natural(batch)
+        clean, moved = batch.logits.log_softmax(1), batch.inside(search, node).log_softmax(1)
+        divergence = (clean.exp() * (clean - moved)).sum(1)
+        label = batch.y.unsqueeze(1)
+        weights = {
+            "soft": 1 - clean.gather(1, label).squeeze(1).exp(),
+            "hard": (batch.logits.argmax(1) != batch.y).to(clean),
+            "uniform": torch.ones_like(divergence),
+        }[weight]
+        return adversarial(batch) + lam * divergence * weights
 
     return term
