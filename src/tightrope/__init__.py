@@ -7,7 +7,7 @@ result = tr.certify(model, test_set, tr.Box(eps=0.3))
 """
 
 from tightrope import engines, methods
-from tightrope.api import Run, bounds, certify, fit, margins, radius
+from tightrope.api import Run, bounds, certify, fit, latent_robustness, margins, radius
 from tightrope.region import Box, L1Ball, L2Ball
 from tightrope.train import Course, Ramp, Steps
 from tightrope.train.modifiers import (
@@ -32,6 +32,7 @@ __all__ = [
     "certify",
     "engines",
     "fit",
+    "latent_robustness",
     "margins",
     "methods",
     "radius",

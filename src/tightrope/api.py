@@ -28,8 +28,16 @@ from tightrope.targets import ModelFacts
 from tightrope.train import Method, Training, train
 from tightrope.train.evaluate import HeldOut
 from tightrope.train.schedules import last
-from tightrope.verify import CERTIFICATION_ATTACK, Certification, Radii, certified_radii
+from tightrope.verify import (
+    CERTIFICATION_ATTACK,
+    LATENT_ATTACK,
+    Certification,
+    LatentRobustness,
+    Radii,
+    certified_radii,
+)
 from tightrope.verify import certify as judge
+from tightrope.verify import latent_robustness as attack_inside
 from tightrope.verify.pipeline import CHUNK
 
 _RECORD: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
@@ -369,6 +377,38 @@ def radius(
         resume=resume,
         about={"data": name, "environment": environment(where)},
     )
+
+
+def latent_robustness(
+    model: nn.Module,
+    test_set: Any,
+    region: Region,
+    node: str,
+    *,
+    attack: Pgd = LATENT_ATTACK,
+    first: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> LatentRobustness:
+    """How many examples withstand an attack inside the latent region behind a layer: a statistic, no proof.
+
+    Args:
+        model: any network that `trace` takes; a float32 copy in evaluation mode is attacked.
+        test_set: a `Split`, a `TensorDataset`, or any map-style dataset of images in [0, 1] and labels.
+        region: where each input may move, for example `Box(eps=0.1)`.
+        node: name of an activation, or "input".
+        attack: the attack; its step is counted in noise, which lies in [-1, 1].
+        first: only the first so many examples.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", ...
+        seed: of the attack's random starts.
+
+    Raises:
+        InputError: if something given cannot be used.
+    """
+    where = find_device(device)
+    source = as_source(test_set, where)
+    graph = _trace_for(source, copy.deepcopy(model), where)
+    return attack_inside(graph, source, region, node, attack=attack, first=first, seed=seed)
 
 
 def find_device(name: str) -> torch.device:

@@ -16,12 +16,21 @@ from typing import Any, NoReturn
 import click
 import torch
 
-from tightrope.api import certify, find_device, prepare, radius, resolve, run_recipe, warn_of_wide
+from tightrope.api import (
+    certify,
+    find_device,
+    latent_robustness,
+    prepare,
+    radius,
+    resolve,
+    run_recipe,
+    warn_of_wide,
+)
 from tightrope.attacks import Pgd
 from tightrope.data import as_source, load
 from tightrope.data import names as data_names
 from tightrope.errors import InputError, TightropeError
-from tightrope.files import to_json
+from tightrope.files import to_json, write_atomically
 from tightrope.models import build, describe
 from tightrope.models import names as model_names
 from tightrope.recipes import Recipe, options_of, override, parse_recipe, read_recipe
@@ -31,7 +40,7 @@ from tightrope.train import METHODS, MODIFIERS, Interrupted
 from tightrope.train.checkpoint import derive_seed
 from tightrope.train.predict import predict_seconds
 from tightrope.train.schedules import parse_number
-from tightrope.verify import CERTIFICATION_ATTACK, VERIFIERS, Certification
+from tightrope.verify import CERTIFICATION_ATTACK, LATENT_ATTACK, VERIFIERS, Certification
 from tightrope.verify.pipeline import CHUNK
 
 
@@ -286,9 +295,75 @@ def certify_command(target: str, verifier: str, **options: Any) -> None:
 
 @cli.command("attack")
 @_judging
-def attack_command(target: str, **options: Any) -> None:
+@click.option(
+    "--latent",
+    metavar="NODE",
+    help="Attack inside the latent region behind this activation instead (maar.txt, eq. 26).  "
+    "[there: 150 steps of 0.01, where noise lies in -1 to 1]",
+)
+@click.pass_context
+def attack_command(context: click.Context, /, target: str, latent: str | None, **options: Any) -> None:
     """Look for perturbations within eps that change TARGET's answer."""
-    _judge(target, "none", **options)
+    if latent is None:
+        _judge(target, "none", **options)
+        return
+    usual = {"attack_steps": LATENT_ATTACK.steps, "attack_step": LATENT_ATTACK.step}
+    unsaid = click.core.ParameterSource.DEFAULT
+    options |= {k: v for k, v in usual.items() if context.get_parameter_source(k) is unsaid}
+    _attack_latent(target, latent, **options)
+
+
+def _attack_latent(
+    target: str,
+    node: str,
+    weights: Path | None,
+    data: str | None,
+    eps: float | None,
+    norm: str,
+    first: int | None,
+    attack_steps: int,
+    attack_step: float,
+    attack_restarts: int,
+    seed: int,
+    device: str,
+    threads: int | None,
+    out: Path | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+    if resume:
+        raise InputError("a latent attack is not resumed: it takes minutes; leave --resume out")
+    loaded = load_target(target, weights)
+    data, eps = data or loaded.data, loaded.eps if eps is None else eps
+    if data is None or eps is None:
+        raise InputError(f"{target} does not say on what data or at which eps: give --data and --eps")
+    attack = Pgd(attack_steps, attack_step, attack_restarts, loss="margin")
+    result = latent_robustness(
+        loaded.model,
+        load(data).test,
+        REGIONS[norm](eps),
+        node,
+        attack=attack,
+        first=first,
+        device=device,
+        seed=seed,
+    )
+    if out is None and loaded.folder is not None:
+        out = loaded.folder / f"latent-{node}-{eps:.4g}.json"
+    summary = result.summary()
+    click.echo(
+        f"{summary['examples']} examples, eps {eps:.4g}: {summary['latent_robustness']:.2%} are right and "
+        f"withstand the attack behind {node}; {summary['seconds']:.1f} s",
+        err=as_json,
+    )
+    if out is not None:
+        record = {"format": "tightrope-latent/1", "identity": result.identity, "data": data, **summary}
+        write_atomically(out, to_json(record, indent=2) + "\n")
+        click.echo(f"written to {out}", err=True)
+    if as_json:
+        click.echo(to_json(summary))
 
 
 @cli.command("radius")

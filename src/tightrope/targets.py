@@ -141,7 +141,7 @@ def _from_folder(folder: Path) -> Target:
     if (path := folder / "recipe.toml").exists():
         recipe = parse_recipe(read_recipe(path), str(path))
         data, eps = recipe.data, recipe.with_test_eps(recipe.build_method()).test_eps
-    is_run = (folder / "checkpoint").is_dir()
+    is_run = (folder / "checkpoint").is_dir() or folder.resolve().parent.name == "stages"
     return Target(model.eval(), data, eps, folder if is_run else None)
 
 

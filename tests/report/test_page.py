@@ -11,6 +11,7 @@ import torch
 from tightrope.errors import DataError, InputError
 from tightrope.report import figures, write_report
 from tightrope.report.page import clopper_pearson, eps_text
+from tightrope.report.read import read_run
 from tightrope.verify import read_radii
 from tightrope.verify.stages import LARGEST
 
@@ -614,3 +615,83 @@ def test_eps_is_written_as_people_write_it(eps, text):
 )
 def test_the_interval_is_clopper_and_pearsons(successes, trials, interval):
     assert clopper_pearson(successes, trials) == pytest.approx(interval, abs=1e-5)
+
+
+class TestLayerByLayer:
+    @pytest.fixture
+    def staged(self, make_run):
+        def make(name="a", errors=(0.3, 0.2, 0.1), **changes):
+            folder = make_run(name, **changes)
+            records = [
+                epoch(number, stage=1 + (number > 2), held_out={"clean": 0.9, "verified_error": error})
+                for number, error in enumerate(errors, start=1)
+            ]
+            write_lines(folder / "metrics.jsonl", records)
+            return folder
+
+        return make
+
+    def test_verified_error_is_plotted_and_put_into_words(self, report, staged):
+        page = report(staged())
+        assert "Layer by layer" in page.text
+        assert any(
+            "Verified error at the end: this run 10.0 %" in svg["aria-label"] for svg in page.all("svg")
+        )
+
+    def test_a_line_marks_the_end_of_each_stage(self, drawn, staged):
+        runs = {"": read_run(staged()).epochs}
+        ends = figures.stages(runs, "key", "alt").count("stroke-dasharray")
+        assert ends == 2  # one line in each panel
+
+    def test_runs_are_laid_over_each_other(self, report, staged):
+        page = report(staged("colt"), staged("maar", errors=(0.3, 0.1, 0.05)))
+        assert any("colt 10.0 %; maar 5.0 %" in svg["aria-label"] for svg in page.all("svg"))
+
+    def test_a_table_tells_how_robust_each_stage_left_the_network(self, report, staged):
+        folder = staged()
+        for number, robust in ((1, 4), (2, 6)):
+            part = folder / "stages" / str(number)
+            part.mkdir(parents=True)
+            (part / "recipe.toml").write_text((folder / "recipe.toml").read_text())
+            found = [verdict(i, "robust" if i < robust else "undecided") for i in range(10)]
+            write_lines(part / "certify-ibp.jsonl", [header(), *found])
+            record = {"format": "tightrope-latent/1", "node": "3", "eps": 0.1, "examples": 100}
+            record |= {"clean_correct": 95, "withstood": 80 + number}
+            (part / "latent-3-0.1.json").write_text(json.dumps(record))
+        text = report(folder).text
+        assert "after stage 1 verifier ibp, eps 0.3 (l∞), 10 test examples of digits 100.0 % 40.0 %" in text
+        assert "after stage 2 verifier ibp, eps 0.3 (l∞), 10 test examples of digits 100.0 % 60.0 %" in text
+        assert "withstood by 82.0 %" in text
+        assert "finished verifier ibp" in text
+
+    def test_a_broken_latent_file_is_named(self, report, staged):
+        folder = staged()
+        (folder / "latent-3-0.1.json").write_text('{"format": "tightrope-latent/1"}')
+        with pytest.raises(InputError, match=r"latent-3-0.1.json: node"):
+            report(folder)
+
+
+class TestSensitivity:
+    def runs(self, make_run, lams, **changes):
+        for lam in lams:
+            folder = make_run(f"lam{lam}", **changes)
+            text = (folder / "recipe.toml").read_text().replace("kappa = 0.5", f"lam = {lam}")
+            (folder / "recipe.toml").write_text(text)
+            yield folder
+
+    def test_runs_that_differ_in_one_number_are_plotted_against_it(self, report, make_run):
+        page = report(*self.runs(make_run, (2, 4, 6)))
+        assert "Sensitivity to method.lam" in page.text
+        assert any(
+            "method.lam 2: clean 90.0%, certified 60.0%" in svg["aria-label"] for svg in page.all("svg")
+        )
+
+    @pytest.mark.parametrize("lams", [(2, 4), (2, 2, 2), (2, 4, '"many"')])
+    def test_others_are_not(self, report, make_run, lams):
+        folders = []
+        for place, lam in enumerate(lams):
+            folder = make_run(f"run{place}")
+            text = (folder / "recipe.toml").read_text().replace("kappa = 0.5", f"lam = {lam}")
+            (folder / "recipe.toml").write_text(text)
+            folders.append(folder)
+        assert "Sensitivity" not in report(*folders).text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,12 +85,60 @@ def accuracies(runs: Mapping[str, Sequence[Epoch]], key: str, alt: str) -> Marku
             found = [epoch.get("held_out") for epoch in epochs]
             _line(left, epochs, [held_out and held_out["clean"] for held_out in found], **look)
             _line(right, epochs, [held_out and held_out.get("certified") for held_out in found], **look)
-        for axes, title in ((left, "Clean accuracy"), (right, "Certified accuracy (IBP)")):
+        for axes, title in ((left, "Clean accuracy"), (right, "Certified accuracy")):
             axes.set_title(title)
             axes.set_ylim(-0.02, 1.02)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         if len(runs) > 1:
             _legend(figure, left)
+        return _svg(figure, key, alt)
+
+
+def stages(runs: Mapping[str, Sequence[Epoch]], key: str, alt: str) -> Markup:
+    """Verified error and accuracy by epoch, with a line where a stage ends (maar.txt, figures 2 and 5)."""
+    with mpl.rc_context(_STYLE):
+        figure, (left, right) = _panels(2, 2.9)
+        for (label, epochs), (colour, dash) in zip(runs.items(), _looks(), strict=False):
+            look = {"label": label, "color": PALETTE[colour], "linestyle": dash}
+            found = [epoch.get("held_out") for epoch in epochs]
+            _line(left, epochs, [held_out and held_out.get("verified_error") for held_out in found], **look)
+            _line(right, epochs, [held_out and held_out["clean"] for held_out in found], **look)
+        ends = {
+            before["epoch"] + 0.5
+            for epochs in runs.values()
+            for before, after in itertools.pairwise(epochs)
+            if before.get("stage") != after.get("stage")
+        }
+        for axes, title in ((left, "Verified error"), (right, "Clean accuracy")):
+            axes.set_title(title)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+            for end in ends:
+                axes.axvline(end, color=_AXIS, linewidth=0.9, linestyle=(0, (4, 2)))
+        left.set_ylim(bottom=0)
+        if len(runs) > 1:
+            _legend(figure, left)
+        return _svg(figure, key, alt)
+
+
+def sensitivity(points: Mapping[float, tuple[float, float]], option: str, key: str, alt: str) -> Markup:
+    """Clean and certified accuracy against one option of a method (maar.txt, figure 4).
+
+    Args:
+        points: the two shares by the option's value.
+        option: its name.
+        key: what the ids in the SVG begin with.
+        alt: the plot in words.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, panels = _panels(2, 2.6)
+        values = sorted(points)
+        for place, (axes, title, colour) in enumerate(
+            zip(panels, ("Clean accuracy", "Certified accuracy"), ("blue", "green"), strict=True)
+        ):
+            axes.plot(values, [points[value][place] for value in values], "o-", color=PALETTE[colour])
+            axes.set_title(title)
+            axes.set_xlabel(option)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
         return _svg(figure, key, alt)
 
 

@@ -96,6 +96,16 @@ class RadiiView:
 
 
 @dataclass(frozen=True)
+class LayerRow:
+    """What is known of the network as a stage left it."""
+
+    stage: str
+    setting: str
+    clean: str
+    certified: str
+
+
+@dataclass(frozen=True)
 class RunView:
     """A run as the page shows it."""
 
@@ -112,6 +122,7 @@ class RunView:
     examples: list[Example] = field(default_factory=list)
     no_examples: str = ""
     plots: list[Plot] = field(default_factory=list)
+    layers: list[LayerRow] = field(default_factory=list)
 
     @property
     def summary(self) -> str:
@@ -162,6 +173,8 @@ def write_report(runs: Sequence[Path], out: Path, data_root: Path | None = None)
         several=several,
         unlike=_unlike(list(read.values())),
         curves=_overlay(read) if several else None,
+        staged=_staged(read) if several else None,
+        sensitivity=_sensitivity(list(read.values())),
         margins=list(_margins_compared(read)),
         all_radii=_radii_of_all(read) if several else None,
         statuses=STATUS_COLOURS,
@@ -225,7 +238,30 @@ def _run(label: str, run: Run, anchor: str, load: Load) -> RunView:
         examples=drawn,
         no_examples=why_none,
         plots=list(_training(run.epochs, anchor)),
+        layers=list(_layer_rows(run)),
     )
+
+
+def _layer_rows(run: Run) -> Iterator[LayerRow]:
+    """Certified and latent robustness of the network after each stage, and of the finished one."""
+    parts = [*((f"after stage {part.path.name}", part) for part in run.stages), ("finished", run)]
+    if not any(part.certificates or part.latent for part in run.stages):
+        return
+    for name, part in parts:
+        for one in part.certificates:
+            counts = one.counts
+            total = counts["examples"]
+            clean, certified = _percent(counts["clean_correct"], total), _percent(counts["robust"], total)
+            yield LayerRow(name, _setting(one), clean, certified)
+        for found in part.latent:
+            total = found["examples"]
+            yield LayerRow(
+                name,
+                f"latent attack behind {found['node']}, eps {eps_text(found['eps'])}, "
+                f"{_number(total, 'test example')}: not a proof",
+                _percent(found["clean_correct"], total),
+                f"withstood by {_percent(found['withstood'], total)}",
+            )
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
@@ -498,9 +534,11 @@ def _training(epochs: Sequence[Epoch], key: str) -> Iterator[Plot]:
             "Held-out accuracy",
             svg,
             f"{ending} These are training examples set aside and never trained on; they guide decisions "
-            "during training. Certified accuracy here comes from quick float32 interval bounds: it is a "
-            "progress indicator, not a verdict.",
+            "during training. Certified accuracy here comes from the method's quickest bounds, in float32: "
+            "it is a progress indicator, not a verdict.",
         )
+    if any("stage" in epoch for epoch in epochs):
+        yield _layerwise({"": epochs}, f"{key}-stages")
     if any(epoch.get("losses") for epoch in epochs):
         yield Plot(
             "Losses",
@@ -593,10 +631,75 @@ def _overlay(runs: Mapping[str, Run]) -> Plot | None:
     return Plot(
         "Held-out accuracy",
         figures.accuracies(curves, "overlay", alt),
-        "Accuracy on training examples that were set aside, after each epoch; certified accuracy from quick "
-        "interval bounds. Compare where the curves end, and how early they rise; what counts is the "
+        "Accuracy on training examples that were set aside, after each epoch; certified accuracy from each "
+        "method's quickest bounds. Compare where the curves end, and how early they rise; what counts is the "
         "table above.",
     )
+
+
+def _layerwise(runs: Mapping[str, Sequence[Epoch]], key: str) -> Plot:
+    held_out = {label or "this run": epochs[-1].get("held_out") for label, epochs in runs.items()}
+    ends = "; ".join(
+        f"{label} {100 * found['verified_error']:.1f} %"
+        for label, found in held_out.items()
+        if found and "verified_error" in found
+    )
+    alt = f"Verified error and clean accuracy by epoch. Verified error at the end: {ends}."
+    return Plot(
+        "Layer by layer",
+        figures.stages(runs, key, alt),
+        "Verified error is the share of right answers on held-out training examples that an attack turns "
+        "inside the latent region that the run is working on; it is an estimate, not a proof. Dashed lines "
+        "are where a stage ends: the region moves one layer on, and the layers before it are frozen. Across "
+        "a line the attack is another one, so compare within a stage.",
+    )
+
+
+def _staged(runs: Mapping[str, Run]) -> Plot | None:
+    staged = {label: run.epochs for label, run in runs.items() if any("stage" in e for e in run.epochs)}
+    return _layerwise(staged, "overlay-stages") if staged else None
+
+
+def _sensitivity(runs: Sequence[Run]) -> Plot | None:
+    """Accuracies against the one number in which the runs' methods differ, if it is one."""
+    if len(runs) < 3 or any(run.recipe is None for run in runs):
+        return None
+    tables = [_numbers(run.recipe) for run in runs if run.recipe is not None]
+    differing = {name for table in tables for name in table if len({t.get(name) for t in tables}) > 1}
+    differing.discard("seed")
+    if len(differing) != 1:
+        return None
+    (name,) = differing
+    points: dict[float, tuple[float, float]] = {}
+    settings = set()
+    for table, run in zip(tables, runs, strict=True):
+        value = table.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not run.certificates:
+            return None
+        one = run.certificates[-1]
+        counts = one.counts
+        settings.add(_setting(one))
+        points[value] = (counts["clean_accuracy"], counts["certified_accuracy"])
+    if len(settings) != 1 or len(points) != len(runs):
+        return None
+    (setting,) = settings
+    alt = "; ".join(f"{name} {v:g}: clean {c:.1%}, certified {r:.1%}" for v, (c, r) in sorted(points.items()))
+    return Plot(
+        f"Sensitivity to {name}",
+        figures.sensitivity(points, name, "sensitivity", alt),
+        f"The runs differ in {name} alone. {setting[0].upper()}{setting[1:]}.",
+    )
+
+
+def _numbers(table: Mapping[str, Any], prefix: str = "") -> dict[str, Hashable]:
+    """A recipe's entries by their dotted names."""
+    found: dict[str, Hashable] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= _numbers(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value if isinstance(value, Hashable) else str(value)
+    return found
 
 
 def _unlike(runs: Sequence[Run]) -> str:

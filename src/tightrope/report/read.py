@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any, Literal, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
@@ -24,6 +24,7 @@ class HeldOut(TypedDict):
 
     clean: float
     certified: NotRequired[float | None]
+    verified_error: NotRequired[float]  # share of the right answers that a latent attack turns
     examples: NotRequired[int]
     eps: NotRequired[float]
 
@@ -43,6 +44,7 @@ class Epoch(TypedDict):
     """One line of metrics.jsonl."""
 
     epoch: int
+    stage: NotRequired[int]  # of a run that trains layer by layer, from 1
     seconds: NotRequired[float]  # of training since the first epoch
     eps: NotRequired[float | None]
     lr: NotRequired[float | None]
@@ -134,9 +136,27 @@ class RadiusFile:
         return found
 
 
+@_extensible
+class LatentFile(TypedDict):
+    """A latent-*.json file: how many examples withstand a latent attack."""
+
+    format: Literal["tightrope-latent/1"]
+    node: str
+    eps: float
+    examples: int
+    clean_correct: int
+    withstood: int
+
+
+_LATENT = TypeAdapter(LatentFile)
+
+
 @dataclass(frozen=True)
 class Run:
-    """Everything that a run or results folder says; `missing` holds a sentence for each absent piece."""
+    """Everything that a run or results folder says; `missing` holds a sentence for each absent piece.
+
+    `stages` holds the networks that a run which trained layer by layer left after its stages.
+    """
 
     path: Path
     recipe: Recipe | None
@@ -146,6 +166,8 @@ class Run:
     epochs: list[Epoch]
     certificates: list[Certificate]
     radii: list[RadiusFile]
+    latent: list[LatentFile]
+    stages: list[Run]
     missing: list[str]
 
 
@@ -176,6 +198,10 @@ def read_run(folder: Path) -> Run:
     certificates = [Certificate(path, *read_verdicts(path)) for path in certify]
     radii = [RadiusFile(path, read_radii(path)) for path in radius]
 
+    latent = [_read_latent(path) for path in sorted(folder.glob("latent-*.json"))]
+    parts = [part for part in folder.glob("stages/*") if part.is_dir()]
+    stages = [read_run(part) for part in sorted(parts, key=lambda part: part.name.zfill(9))]
+
     missing = []
     if recipe is None:
         missing.append("recipe.toml is missing, so what was trained, and how, is known only in part.")
@@ -197,7 +223,20 @@ def read_run(folder: Path) -> Run:
     missing += [f"{one.path.name} holds no radius yet, so it is left out." for one in radii if not one.radii]
     finished = [certificate for certificate in certificates if certificate.verdicts]
     searched = [one for one in radii if one.radii]
-    return Run(folder, recipe, recipe_text, environment, result, epochs, finished, searched, missing)
+    return Run(
+        folder, recipe, recipe_text, environment, result, epochs, finished, searched, latent, stages, missing
+    )
+
+
+def _read_latent(path: Path) -> LatentFile:
+    try:
+        return _LATENT.validate_python(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path}: {where}: {first['msg']}; write it again: tightrope attack --latent"
+        ) from None
 
 
 def _read_recipe(path: Path) -> tuple[Recipe, str]:

@@ -1,5 +1,6 @@
 """Certification: verdicts on examples, and certified radii, one by one."""
 
+from tightrope.verify.latent import LATENT_ATTACK, LatentRobustness, latent_robustness
 from tightrope.verify.pipeline import Certification, Judge, certify
 from tightrope.verify.radius import Radii, Radius, certified_radii, read_radii
 from tightrope.verify.records import read_verdicts
@@ -8,11 +9,13 @@ from tightrope.verify.verdict import Status, Verdict, Witness, summarise
 
 __all__ = [
     "CERTIFICATION_ATTACK",
+    "LATENT_ATTACK",
     "VERIFIERS",
     "BoundStage",
     "Certification",
     "Finding",
     "Judge",
+    "LatentRobustness",
     "Radii",
     "Radius",
     "Stage",
@@ -21,6 +24,7 @@ __all__ = [
     "Witness",
     "certified_radii",
     "certify",
+    "latent_robustness",
     "read_radii",
     "read_verdicts",
     "summarise",
