@@ -522,6 +522,18 @@ def test_certify_warns_of_an_eps_in_other_units(here):
     assert "warning: eps 8 is wider" in tightrope("certify", "run", "--eps", 8, "--first", 5).err
 
 
+def test_attack_looks_into_the_region_behind_a_layer(here):
+    outcome = tightrope("attack", "run", "--latent", "input", "--first", 50, "--attack-steps", 5, "--json")
+    found = outcome.json()
+    assert found["examples"] == 50
+    assert found["latent_robustness"] == found["withstood"] / 50 <= found["clean_correct"] / 50
+    record = json.loads((here / "run" / f"latent-input-{found['eps']:.4g}.json").read_text())
+    assert record["format"] == "tightrope-latent/1"
+    assert record["identity"]["attack"]["steps"] == 5
+    assert record["identity"]["attack"]["step"] == 0.01  # what is not said is as in the paper
+    assert tightrope("attack", "run", "--latent", "nothing").code == 2
+
+
 def test_attack_says_nothing_of_certificates(here):
     outcome = tightrope("attack", "run")
     assert outcome.code == 0
