@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -12,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Engine, Intersect, Interval, Linear, Problem
-from tightrope.errors import InputError, TightropeError
+from tightrope.bounds import Bounds, Engine, Problem
+from tightrope.errors import TightropeError
 from tightrope.graph import Graph
 from tightrope.region import Region
 from tightrope.spec import Spec, smallest_margin
@@ -114,41 +113,17 @@ class BoundStage:
         if not isinstance(bounds, Bounds):
             raise TightropeError(f"{self.name} yields estimates, which prove nothing; use a sound verifier")
         margin = _finite(smallest_margin(bounds.lower, y))
-        size = torch.maximum(bounds.lower.abs(), bounds.upper.abs()).amax(1)
-        return Finding(margin > SLACK_ABSOLUTE + SLACK_RELATIVE * size, margin)
+        return Finding(margin > slack(bounds), margin)
 
 
-_CROWN_IBP = Linear("adaptive", "interval", sides="lower")
-_CROWN = Linear("adaptive", "linear", sides="lower")
-_FAST_LIN = Linear("parallel", "linear", sides="lower")
-
-IBP = BoundStage("ibp", Interval(), cheap=True)
-
-VERIFIERS: dict[str, tuple[Stage, ...]] = {
-    "none": (),
-    "ibp": (IBP,),
-    "crown-ibp": (BoundStage("crown-ibp", _CROWN_IBP, cheap=True),),
-    "fast-lin": (BoundStage("fast-lin", _FAST_LIN),),
-    "crown": (BoundStage("crown", _CROWN),),
-    "cascade": (
-        IBP,
-        BoundStage("crown-ibp", Intersect(_CROWN_IBP, Interval()), cheap=True),
-        BoundStage("crown", Intersect(_CROWN, Interval())),
-    ),
-}
+def size(bounds: Bounds) -> Float[Tensor, "batch"]:
+    """The largest absolute value of an example's bounds."""
+    return torch.maximum(bounds.lower.abs(), bounds.upper.abs()).amax(1)
 
 
-def find_verifier(name: str) -> tuple[Stage, ...]:
-    """The stages of a verifier by name.
-
-    Raises:
-        InputError: if there is no such verifier.
-    """
-    if name not in VERIFIERS:
-        nearest = difflib.get_close_matches(name, VERIFIERS, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise InputError(f"there is no verifier {name!r}: {hint}Choose {', '.join(VERIFIERS)}")
-    return VERIFIERS[name]
+def slack(bounds: Bounds) -> Float[Tensor, "batch"]:
+    """What an example's lower bounds must exceed to prove anything."""
+    return SLACK_ABSOLUTE + SLACK_RELATIVE * size(bounds)
 
 
 CERTIFICATION_ATTACK = Pgd(steps=40, step=0.1, loss="margin")
