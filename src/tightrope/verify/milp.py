@@ -27,6 +27,8 @@ from tightrope.verify.stages import LARGEST, Finding, answer, size, slack
 MARGIN_ABSOLUTE = 1e-5
 MARGIN_RELATIVE = 1e-6
 
+LARGEST_VALUE = 1e15  # of a coefficient; HiGHS refuses larger ones, but drops those that are not numbers
+
 _OPTIONS: dict[str, bool | int | float | str] = {
     "output_flag": False,
     "threads": 1,
@@ -47,12 +49,14 @@ class Optimum:
             stopped because the bound was high enough.
         variables: of the best point found, if there is one.
         nodes: how many branches were looked at.
+        looks: how often HiGHS asked whether it should stop.
         status: how it ended.
     """
 
     lower: float
     variables: Float[ndarray, "variables"] | None
     nodes: int
+    looks: int
     status: Status
 
 
@@ -75,24 +79,27 @@ def minimise(
     highs = highspy.Highs()
     for name, value in (_OPTIONS | {"time_limit": max(seconds, 0.0), "objective_target": hopeless}).items():
         assert highs.setOptionValue(name, value) == highspy.HighsStatus.kOk, name
-    stopped: list[float] = []
+    proven: list[float] = []
 
     def look(event: highspy.HighsCallbackEvent) -> None:
-        if event.data_out.mip_dual_bound > enough:
-            stopped.append(event.data_out.mip_dual_bound)
-            event.interrupt()
+        proven.append(event.data_out.mip_dual_bound)
+        event.interrupt(proven[-1] > enough)
 
     highs.cbMipInterrupt += look
-    if highspy.HighsStatus.kError in (highs.passModel(_model(encoding, row)), highs.run()):
-        return Optimum(-math.inf, None, 0, Status.kSolveError)
+    model = _model(encoding, row)
+    coefficients = np.concatenate([encoding.matrix.data, model.col_cost_])
+    limits = np.concatenate([encoding.least, encoding.most])
+    unfit = not (np.abs(coefficients) < LARGEST_VALUE).all() or np.isnan(limits).any()
+    if unfit or highspy.HighsStatus.kError in (highs.passModel(model), highs.run()):
+        return Optimum(-math.inf, None, 0, len(proven), Status.kSolveError)
     status, info, lower = highs.getModelStatus(), highs.getInfo(), -math.inf
-    if status == Status.kInterrupt and stopped:
-        lower = stopped[-1]
+    if status == Status.kInterrupt and proven:
+        lower = proven[-1]
     elif status in (Status.kOptimal, Status.kObjectiveTarget):
         lower = info.mip_dual_bound if encoding.binary.any() else info.objective_function_value
     feasible = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     variables = np.array(highs.getSolution().col_value) if feasible else None
-    return Optimum(lower, variables, info.mip_node_count, status)
+    return Optimum(lower, variables, info.mip_node_count, len(proven), status)
 
 
 def _model(encoding: Encoding, row: Float[ndarray, "classes"]) -> highspy.HighsLp:

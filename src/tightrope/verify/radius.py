@@ -31,6 +31,8 @@ from tightrope.verify.verifiers import find_verifier
 
 FORMAT = "tightrope-radius/1"
 
+LIMIT = 60.0  # seconds that a stage may take for an example and an eps, on average over a batch
+
 FINEST = 1e-9  # a smaller tolerance, as a share of the largest radius, would be finer than rounding
 
 
@@ -223,7 +225,7 @@ def bisect(
             low, high = proved[rows], failed[rows]
             middle = torch.where(high > steps, low + stride, (low + high) // 2).clamp(max=steps)
             eps = region.eps * (middle.double() / steps)
-            found = stage(graph, x[rows], y[rows], region.with_eps(eps)).proved
+            found = stage(graph, x[rows], y[rows], region.with_eps(eps), LIMIT).proved
             proved[rows] = torch.where(found, middle, low)
             failed[rows] = torch.where(found, high, middle)
             stride = min(2 * stride, steps)
