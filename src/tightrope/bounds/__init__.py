@@ -6,6 +6,7 @@ from tightrope.bounds.interval import Interval
 from tightrope.bounds.linear import Linear, crown, crown_ibp, fast_lin
 from tightrope.bounds.projected import Projected
 from tightrope.bounds.relaxed import Forward, RelaxedNetwork
+from tightrope.bounds.rounding import rounding_error
 
 __all__ = [
     "Bounds",
@@ -24,4 +25,5 @@ __all__ = [
     "crown",
     "crown_ibp",
     "fast_lin",
+    "rounding_error",
 ]

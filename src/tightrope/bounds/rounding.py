@@ -8,11 +8,22 @@ from torch import Tensor
 
 from tightrope.bounds.base import Problem
 from tightrope.bounds.interval import Interval
-from tightrope.graph import Graph
-from tightrope.graph.ops import Activation, Affine, LeakyReLU, MaxPool, ReLU
+from tightrope.graph import Graph, Node
+from tightrope.graph.ops import (
+    Activation,
+    Affine,
+    Conv,
+    Dropout,
+    Identity,
+    LeakyReLU,
+    Linear,
+    MaxPool,
+    ReLU,
+    Reshape,
+)
 from tightrope.region import dot
 
-STEPS = 16  # roundings at a node besides those of its sums: lines, slopes, the middle and the width of boxes
+STEPS = 24  # roundings at a node besides those of its sums: lines, gaps, the middle and the radius of a box
 
 
 def rounding_error(problem: Problem) -> Float[Tensor, "batch rows"]:
@@ -46,20 +57,29 @@ def rounding_error(problem: Problem) -> Float[Tensor, "batch rows"]:
 
 
 def unit(graph: Graph, dtype: torch.dtype) -> float:
-    """G: the error of any bound of a value, as a share of the value's size.
+    """G: the error of a bound of any value, as a share of the value's size.
 
-    `k N u / (1 - N u)`: u is the unit roundoff, N the roundings that one number goes through on the way from
-    the input to a value and back again, and k says how many such numbers, one at a time for each layer, a
-    bound is the sum of.
+    `k N u / (1 - N u)`: u is the unit roundoff, N the roundings that a number goes through on the way from
+    the input to the value and back again, and a bound is the sum of numbers that together are at most k
+    times as large as the value.
     """
-    nodes = graph.nodes
-    own = [node.shape.numel() for node in nodes]
-    roundings = sum(
-        STEPS + 2 * n + sum(own[j] for j in node.inputs) for n, node in zip(own, nodes, strict=True)
-    )
-    parts = 4 * (2 + sum(1 for _ in graph.activations()))
+    roundings = sum(STEPS + _longest_sums(graph, node) for node in graph.nodes)
+    roundings += max(
+        node.shape.numel() for node in graph.nodes
+    )  # what a pass leaves in a layer is added up once
+    parts = 4 + 3 * sum(1 for _ in graph.activations())
     u = torch.finfo(dtype).eps / 2
     return parts * roundings * u / (1 - roundings * u)
+
+
+def _longest_sums(graph: Graph, node: Node) -> int:
+    """Terms of the longest sum in `apply` and in `transpose` together."""
+    if isinstance(node.op, Linear) or (isinstance(node.op, Conv) and not node.op.pad):
+        weight = node.op.weight()
+        return weight[0].numel() + weight.numel() // weight.shape[1]
+    if isinstance(node.op, Identity | Reshape | Dropout | ReLU | LeakyReLU | None):
+        return 0
+    return node.shape.numel() + sum(graph.nodes[j].shape.numel() for j in node.inputs)
 
 
 def _through(
@@ -77,8 +97,8 @@ def _through(
         steepest = torch.where(upper > 0, 1.0, left)
         offset = torch.minimum(-lower, upper).clamp(min=0)
         violated = (lower < outside) & (upper > -outside)
-        return steepest * size + offset, steepest * error + torch.where(violated, 2 * outside, 0.0)
+        return steepest * size + offset, steepest * error + torch.where(violated, outside, 0.0)
     if isinstance(op, MaxPool):
         size, error, outside = op.apply(size), op.apply(error), op.apply(outside)
     # Slopes are at most 1; an S-shaped function's lines reach as far from 0 as its input and 1 together.
-    return 2 * size + 1, error + 3 * outside + share
+    return 2 * size + 1, error + 2 * outside + share

@@ -193,9 +193,10 @@ class Milp:
             return False, -LARGEST, None
         encoding = encode(graph, layers, x, region, bounds.boxes)
         lower = bounds.lower[0].index_fill(0, y, LARGEST).tolist()
-        enough = MARGIN_ABSOLUTE + MARGIN_RELATIVE * size(bounds).item()
+        rounding = slack(problem, bounds).item()
+        enough = rounding + MARGIN_ABSOLUTE + MARGIN_RELATIVE * size(bounds).item()
         for t in sorted(range(graph.classes), key=lower.__getitem__):
-            if lower[t] > slack(bounds).item():
+            if lower[t] > rounding:
                 continue
             steps = self._steps(graph, encoding.neurons, {i: A[0, t] for i, A in reached.items()})
             for i, chosen in enumerate(steps, start=1):

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Engine, Problem
+from tightrope.bounds import Bounds, Engine, Problem, rounding_error
 from tightrope.errors import TightropeError
 from tightrope.graph import Graph
 from tightrope.region import Region
@@ -109,11 +109,12 @@ class BoundStage:
         Raises:
             TightropeError: if what stands in the engine's place only estimates.
         """
-        bounds = self.engine(Problem(graph, x, region, Spec.margins(y, graph.classes, x)))
+        problem = Problem(graph, x, region, Spec.margins(y, graph.classes, x))
+        bounds = self.engine(problem)
         if not isinstance(bounds, Bounds):
             raise TightropeError(f"{self.name} yields estimates, which prove nothing; use a sound verifier")
         margin = _finite(smallest_margin(bounds.lower, y))
-        return Finding(margin > slack(bounds), margin)
+        return Finding(margin > slack(problem, bounds), margin)
 
 
 def size(bounds: Bounds) -> Float[Tensor, "batch"]:
@@ -121,9 +122,10 @@ def size(bounds: Bounds) -> Float[Tensor, "batch"]:
     return torch.maximum(bounds.lower.abs(), bounds.upper.abs()).amax(1)
 
 
-def slack(bounds: Bounds) -> Float[Tensor, "batch"]:
-    """What an example's lower bounds must exceed to prove anything."""
-    return SLACK_ABSOLUTE + SLACK_RELATIVE * size(bounds)
+def slack(problem: Problem, bounds: Bounds) -> Float[Tensor, "batch"]:
+    """What an example's lower bounds must exceed to prove anything: at least what rounding may do."""
+    stated = SLACK_ABSOLUTE + SLACK_RELATIVE * size(bounds)
+    return torch.maximum(stated, rounding_error(problem).amax(1))
 
 
 CERTIFICATION_ATTACK = Pgd(steps=40, step=0.1, loss="margin")
