@@ -12,7 +12,8 @@ from tightrope.errors import InputError, TightropeError
 from tightrope.graph import recast, trace
 from tightrope.region import Box, L1Ball, L2Ball
 from tightrope.verify import VERIFIERS, BoundStage
-from tightrope.verify.stages import IBP, LARGEST, answer, attack_stage, find_verifier
+from tightrope.verify.stages import LARGEST, SLACK_ABSOLUTE, answer, attack_stage
+from tightrope.verify.verifiers import IBP, find_verifier
 
 from .conftest import handmade, random_net
 
@@ -66,6 +67,30 @@ class TestProof:
     def test_estimates_are_refused_however_good(self):
         with pytest.raises(TightropeError, match="test yields estimates, which prove nothing"):
             prove(Says(0.5, result=Estimate))
+
+
+class TestRounding:
+    """`relu(x0 + B) - relu(x1 + B) + b`: B is so large that x0 is rounded up by as much as x1 is down."""
+
+    @staticmethod
+    def prove(x, verifier, large=2.0**43):
+        unit = large * 2**-52
+        net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).double().requires_grad_(False)
+        net[0].weight.copy_(torch.eye(2))
+        net[0].bias.fill_(large)
+        net[2].weight.copy_(torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
+        net[2].bias.copy_(torch.tensor([0.5, 0.0]) * unit)
+        graph, x = trace(net.eval(), (2,)), torch.tensor([x], dtype=torch.float64) * unit
+        return VERIFIERS[verifier][-1](graph, x, torch.tensor([0]), Box(0.0))
+
+    @pytest.mark.parametrize("verifier", [name for name, stages in VERIFIERS.items() if stages])
+    def test_a_margin_that_is_positive_by_rounding_alone_proves_nothing(self, verifier):
+        proved, margin, _ = self.prove([0.6, 1.4], verifier)  # the true margin is -0.3 units
+        assert margin.item() == 0.5 * 2.0**-9 > SLACK_ABSOLUTE
+        assert not proved.item()
+
+    def test_one_that_is_larger_than_rounding_does(self):
+        assert self.prove([2.0**18, 0.0], "ibp", large=2.0**33).proved.item()  # the margin is 1/2
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -7,6 +7,7 @@ from tightrope.bounds.latent import Latent
 from tightrope.bounds.linear import Linear, crown, crown_ibp, fast_lin
 from tightrope.bounds.projected import Projected
 from tightrope.bounds.relaxed import Forward, RelaxedNetwork
+from tightrope.bounds.rounding import rounding_error
 
 __all__ = [
     "Bounds",
@@ -26,4 +27,5 @@ __all__ = [
     "crown",
     "crown_ibp",
     "fast_lin",
+    "rounding_error",
 ]

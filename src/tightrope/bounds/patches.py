@@ -160,7 +160,7 @@ class Patches:
         while i > 0:
             op, inputs = graph.nodes[i].op, graph.nodes[i].inputs
             value = x.new_ones(len(x), *graph.nodes[inputs[0]].shape)
-            if _is_plain(op) and not (steps and isinstance(steps[-1], Conv)):
+            if is_plain(op) and not (steps and isinstance(steps[-1], Conv)):
                 steps.append(op)
                 window = window.before(op)
                 windows = Windows.of(window, grid, value)
@@ -225,7 +225,8 @@ def of_examples(region: Region, examples: Int[Tensor, "chosen"]) -> Region:
     return region.with_eps(region.eps[examples]) if isinstance(region.eps, Tensor) else region
 
 
-def _is_plain(op: Operator | None) -> TypeGuard[Conv]:
+def is_plain(op: Operator | None) -> TypeGuard[Conv]:
+    """Whether it is a 2d convolution without groups, which pads with nothing but zeros on both sides."""
     return (
         isinstance(op, Conv)
         and op.weight().ndim == 4

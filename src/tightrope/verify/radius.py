@@ -26,9 +26,12 @@ from tightrope.graph import Graph, recast
 from tightrope.region import Region
 from tightrope.verify.pipeline import CHUNK, exact_inputs, go_through, identify
 from tightrope.verify.records import Count, Kind, Length, read_records
-from tightrope.verify.stages import Stage, answer, find_verifier
+from tightrope.verify.stages import Stage, answer
+from tightrope.verify.verifiers import find_verifier
 
 FORMAT = "tightrope-radius/1"
+
+LIMIT = 60.0  # seconds that a stage may take for an example and an eps, on average over a batch
 
 FINEST = 1e-9  # a smaller tolerance, as a share of the largest radius, would be finer than rounding
 
@@ -222,7 +225,7 @@ def bisect(
             low, high = proved[rows], failed[rows]
             middle = torch.where(high > steps, low + stride, (low + high) // 2).clamp(max=steps)
             eps = region.eps * (middle.double() / steps)
-            found = stage(graph, x[rows], y[rows], region.with_eps(eps)).proved
+            found = stage(graph, x[rows], y[rows], region.with_eps(eps), LIMIT).proved
             proved[rows] = torch.where(found, middle, low)
             failed[rows] = torch.where(found, high, middle)
             stride = min(2 * stride, steps)

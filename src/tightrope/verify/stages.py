@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -12,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Engine, Intersect, Interval, Linear, Problem
-from tightrope.errors import InputError, TightropeError
+from tightrope.bounds import Bounds, Engine, Problem, rounding_error
+from tightrope.errors import TightropeError
 from tightrope.graph import Graph
 from tightrope.region import Region
 from tightrope.spec import Spec, smallest_margin
@@ -110,45 +109,23 @@ class BoundStage:
         Raises:
             TightropeError: if what stands in the engine's place only estimates.
         """
-        bounds = self.engine(Problem(graph, x, region, Spec.margins(y, graph.classes, x)))
+        problem = Problem(graph, x, region, Spec.margins(y, graph.classes, x))
+        bounds = self.engine(problem)
         if not isinstance(bounds, Bounds):
             raise TightropeError(f"{self.name} yields estimates, which prove nothing; use a sound verifier")
         margin = _finite(smallest_margin(bounds.lower, y))
-        size = torch.maximum(bounds.lower.abs(), bounds.upper.abs()).amax(1)
-        return Finding(margin > SLACK_ABSOLUTE + SLACK_RELATIVE * size, margin)
+        return Finding(margin > slack(problem, bounds), margin)
 
 
-_CROWN_IBP = Linear("adaptive", "interval", sides="lower")
-_CROWN = Linear("adaptive", "linear", sides="lower")
-_FAST_LIN = Linear("parallel", "linear", sides="lower")
-
-IBP = BoundStage("ibp", Interval(), cheap=True)
-
-VERIFIERS: dict[str, tuple[Stage, ...]] = {
-    "none": (),
-    "ibp": (IBP,),
-    "crown-ibp": (BoundStage("crown-ibp", _CROWN_IBP, cheap=True),),
-    "fast-lin": (BoundStage("fast-lin", _FAST_LIN),),
-    "crown": (BoundStage("crown", _CROWN),),
-    "cascade": (
-        IBP,
-        BoundStage("crown-ibp", Intersect(_CROWN_IBP, Interval()), cheap=True),
-        BoundStage("crown", Intersect(_CROWN, Interval())),
-    ),
-}
+def size(bounds: Bounds) -> Float[Tensor, "batch"]:
+    """The largest absolute value of an example's bounds."""
+    return torch.maximum(bounds.lower.abs(), bounds.upper.abs()).amax(1)
 
 
-def find_verifier(name: str) -> tuple[Stage, ...]:
-    """The stages of a verifier by name.
-
-    Raises:
-        InputError: if there is no such verifier.
-    """
-    if name not in VERIFIERS:
-        nearest = difflib.get_close_matches(name, VERIFIERS, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise InputError(f"there is no verifier {name!r}: {hint}Choose {', '.join(VERIFIERS)}")
-    return VERIFIERS[name]
+def slack(problem: Problem, bounds: Bounds) -> Float[Tensor, "batch"]:
+    """What an example's lower bounds must exceed to prove anything: at least what rounding may do."""
+    stated = SLACK_ABSOLUTE + SLACK_RELATIVE * size(bounds)
+    return torch.maximum(stated, rounding_error(problem).amax(1))
 
 
 CERTIFICATION_ATTACK = Pgd(steps=40, step=0.1, loss="margin")

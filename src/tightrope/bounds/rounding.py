@@ -1,0 +1,104 @@
+"""How far bounds may be off because they were computed in floating point."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tightrope.bounds.base import Problem
+from tightrope.bounds.interval import Interval
+from tightrope.graph import Graph, Node
+from tightrope.graph.ops import (
+    Activation,
+    Affine,
+    Conv,
+    Dropout,
+    Identity,
+    LeakyReLU,
+    Linear,
+    MaxPool,
+    ReLU,
+    Reshape,
+)
+from tightrope.region import dot
+
+STEPS = 24  # roundings at a node besides those of its sums: lines, gaps, the middle and the radius of a box
+
+
+def rounding_error(problem: Problem) -> Float[Tensor, "batch rows"]:
+    """By how much a computed lower or upper bound may be wrong because of rounding.
+
+    `2 (|C| E + G |C| M)`, where M bounds the size of everything that adds up to a value and E what the lines
+    around the activations are violated by, since the boxes that they were made for are rounded too. Both are
+    pushed through the network once, over interval boxes. docs/soundness.md derives it.
+
+    It holds for `Interval` and `Linear` with any slopes, and for whatever else relaxes activations over
+    boxes inside the interval ones and pulls rows back once for each box and row.
+
+    Args:
+        problem: in the arithmetic in which the bounds were computed.
+    """
+    graph, x, region = problem.graph, problem.x, problem.region
+    boxes = problem.bounds(Interval()).boxes
+    share = unit(graph, x.dtype)
+    size = x.abs() + region.radius(x)
+    values = {0: (size, torch.zeros_like(size))}
+    for i, node in enumerate(graph.nodes[1:], start=1):
+        sizes, errors = zip(*[values[j] for j in node.inputs], strict=True)
+        if isinstance(node.op, Affine):
+            constant = node.op.apply(*[torch.zeros_like(size[:1]) for size in sizes])
+            values[i] = node.op.absolute(*sizes) + constant.abs(), node.op.absolute(*errors)
+        else:
+            assert isinstance(node.op, Activation)
+            values[i] = _through(node.op, sizes[0], errors[0], boxes[i], share)
+    size, error = (value.flatten(1) for value in values[len(graph.nodes) - 1])
+    return 2 * dot(problem.spec.rows.abs(), error + share * size)
+
+
+def unit(graph: Graph, dtype: torch.dtype) -> float:
+    """G: the error of a bound of any value, as a share of the value's size.
+
+    `k N u / (1 - N u)`: u is the unit roundoff, N the roundings that a number goes through on the way from
+    the input to the value and back again, and a bound is the sum of numbers that together are at most k
+    times as large as the value.
+    """
+    roundings = sum(STEPS + _longest_sums(graph, node) for node in graph.nodes)
+    roundings += max(
+        node.shape.numel() for node in graph.nodes
+    )  # what a pass leaves in a layer is added up once
+    parts = 4 + 3 * sum(1 for _ in graph.activations())
+    u = torch.finfo(dtype).eps / 2
+    return parts * roundings * u / (1 - roundings * u)
+
+
+def _longest_sums(graph: Graph, node: Node) -> int:
+    """Terms of the longest sum in `apply` and in `transpose` together."""
+    if isinstance(node.op, Linear) or (isinstance(node.op, Conv) and not node.op.pad):
+        weight = node.op.weight()
+        return weight[0].numel() + weight.numel() // weight.shape[1]
+    if isinstance(node.op, Identity | Reshape | Dropout | ReLU | LeakyReLU | None):
+        return 0
+    return node.shape.numel() + sum(graph.nodes[j].shape.numel() for j in node.inputs)
+
+
+def _through(
+    op: Activation,
+    size: Float[Tensor, "batch *in"],
+    error: Float[Tensor, "batch *in"],
+    box: tuple[Tensor, Tensor],
+    share: float,
+) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "batch *out"]]:
+    """Size and error behind an activation."""
+    outside = error + share * size  # how far the input may lie outside its box
+    if isinstance(op, ReLU | LeakyReLU):
+        lower, upper = box
+        left = op.slope if isinstance(op, LeakyReLU) else 0.0
+        steepest = torch.where(upper > 0, 1.0, left)
+        offset = torch.minimum(-lower, upper).clamp(min=0)
+        violated = (lower < outside) & (upper > -outside)
+        return steepest * size + offset, steepest * error + torch.where(violated, outside, 0.0)
+    if isinstance(op, MaxPool):
+        size, error, outside = op.apply(size), op.apply(error), op.apply(outside)
+    # Slopes are at most 1; an S-shaped function's lines reach as far from 0 as its input and 1 together.
+    return 2 * size + 1, error + 2 * outside + share
