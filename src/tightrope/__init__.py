@@ -12,9 +12,11 @@ from tightrope.region import Box, L1Ball, L2Ball
 from tightrope.train import Course, Ramp, Steps
 from tightrope.train.modifiers import (
     auto_eps,
+    l1,
     reweight,
     reweight_attack,
     reweight_gairat,
+    shi_reg,
     tightness_d,
     tightness_r,
 )
@@ -32,6 +34,7 @@ __all__ = [
     "certify",
     "engines",
     "fit",
+    "l1",
     "latent_robustness",
     "margins",
     "methods",
@@ -39,6 +42,7 @@ __all__ = [
     "reweight",
     "reweight_attack",
     "reweight_gairat",
+    "shi_reg",
     "tightness_d",
     "tightness_r",
 ]

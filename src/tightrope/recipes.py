@@ -93,6 +93,7 @@ class Recipe(BaseModel):
 
 # What the field's papers use, where a recipe does not say (methods.md, sections 1-4).
 _ADVERSARIAL = Training(epochs=30, lr=Steps(start=1e-3, factor=0.1, at=(0.6, 0.85)))
+_MIXED = Training(epochs=70, batch=256, lr=Steps(start=5e-4, factor=0.2, at=(50 / 70, 60 / 70)), clip=10.0)
 _LAYERWISE = Training(
     epochs=90, batch=100, lr=Steps(start=1e-3, factor=0.5, at=tuple(i / 30 for i in range(10, 30, 3)))
 )
@@ -105,6 +106,10 @@ DEFAULT_TRAINING: dict[str, Training] = {
     "crown-ibp": Training(epochs=200, batch=256, lr=Steps(start=5e-4, factor=0.1, at=(130 / 200, 190 / 200))),
     "advibp": _JOINT,
     "advcrown-ibp": _JOINT,
+    "trades": _ADVERSARIAL,
+    "mart": _ADVERSARIAL,
+    "relu-stability": _ADVERSARIAL,
+    **dict.fromkeys(("sabr", "cc-ibp", "mtl-ibp", "exp-ibp"), _MIXED),
     "colt": _LAYERWISE,
     "mat": _LAYERWISE,
     "maar": _LAYERWISE,

@@ -18,13 +18,16 @@ ROWS = [
     ("reweight-attack", {"alpha": 2.0, "steps": 3, "step": 0.5}),
     ("reweight-gairat", {"lam": 0.0, "steps": 3, "step": 0.5}),
     ("auto-eps", {"max_offset": 0.03}),
+    ("l1", {"weight": 0.1}),
+    ("shi-reg", {"lam": 0.2}),
 ]
 TIGHTNESS = ["tightness-r", "tightness-d"]
 WEIGHTS = ["reweight", "reweight-attack", "reweight-gairat"]
 SINGLE = [*WEIGHTS, "auto-eps"]
+OWN = [row for row in ROWS if row[0] in SINGLE]
 EVERY = pytest.mark.parametrize(("name", "options"), ROWS, ids=[row[0] for row in ROWS])
 RELAXED = ["crown-ibp", "wong-kolter"]
-CERTIFIED = ["ibp", "shi-ibp", *RELAXED, "advibp", "advcrown-ibp"]
+CERTIFIED = ["ibp", "shi-ibp", *RELAXED, "advibp", "advcrown-ibp", "sabr", "cc-ibp", "mtl-ibp", "exp-ibp"]
 
 
 def test_the_table_has_every_modifier():
@@ -100,7 +103,7 @@ def test_a_recipe_whose_modifier_does_not_apply_is_refused():
         parse_recipe({"method": {"name": "ibp", "eps": 0.1}, "modifiers": {"tightness-r": {}}}, "here")
 
 
-@pytest.mark.parametrize(("name", "options"), ROWS[2:])
+@pytest.mark.parametrize(("name", "options"), OWN)
 @pytest.mark.parametrize("method", CERTIFIED)
 def test_single_examples_have_their_say_in_every_certified_method(name, options, method):
     plain = METHODS[method](eps=0.1)
@@ -123,3 +126,23 @@ def test_without_certified_margins_there_is_nothing_to_look_at(name, method):
 def test_an_example_has_one_weight(name):
     with pytest.raises(InputError, match="have weights already"):
         tr.methods.ibp(eps=0.1) | tr.reweight() | MODIFIERS[name]()
+
+
+@pytest.mark.parametrize("method", ["pgd", "ibp", "maar", "relu-stability"])
+def test_l1_goes_with_every_method_that_has_none(method):
+    if method in ("maar", "relu-stability"):
+        with pytest.raises(InputError, match="l1 term of its own"):
+            METHODS[method](eps=0.1) | tr.l1()
+    else:
+        loss = (METHODS[method](eps=0.1) | tr.l1(weight=0.01)).losses[-1]
+        assert (loss.name, loss.weight) == ("l1", 0.01)
+
+
+def test_shi_reg_is_what_shi_ibp_has():
+    theirs = tr.methods.shi_ibp(eps=0.1).losses[1:]
+    ours = (tr.methods.sabr(eps=0.1) | tr.shi_reg()).losses[1:]
+    assert [(loss.name, loss.weight) for loss in ours] == [(loss.name, loss.weight) for loss in theirs]
+    with pytest.raises(InputError, match="already"):
+        tr.methods.shi_ibp(eps=0.1) | tr.shi_reg()
+    with pytest.raises(InputError, match="the eps of pgd does not"):
+        tr.methods.pgd(eps=0.1) | tr.shi_reg()

@@ -285,3 +285,67 @@ class TestLatent:
             terms.latent(search, before)(asked)
             terms.consistent(search, 6.0, "soft", before)(asked)
         assert calls == {"boxes": 1, "attack": 2}
+
+
+class TestModern:
+    """Terms of TRADES, MART, SABR, CC-IBP, MTL-IBP and Exp-IBP, by hand."""
+
+    ATTACK = Pgd(3, 0.5, keep_best=False)
+
+    def look(self, network, batch):
+        asked = batch(network(), eps=0.1)
+        moved = asked.moved(self.ATTACK)
+        return asked, moved, asked.problem.bounds(Interval()).lower
+
+    def test_trades_measures_the_divergence(self, network, batch):
+        asked, moved, _ = self.look(network, batch)
+        expected = F.kl_div(moved.log_softmax(1), asked.logits.softmax(1), reduction="none").sum(1)
+        torch.testing.assert_close(terms.divergence(self.ATTACK)(asked), expected)
+        assert (expected >= 0).all()
+
+    def test_an_attack_on_the_divergence_raises_it_whatever_the_label(self, network, batch):
+        attack = Pgd(10, 0.3, loss="divergence", keep_best=False)
+        asked = batch(network(), eps=0.2)
+        other = batch(network(), eps=0.2, y=1 - asked.y.clamp(max=1), x=asked.x)
+        found = terms.divergence(attack)(asked)
+        weak = terms.divergence(Pgd(1, 1e-9, keep_best=False))(asked)
+        assert found.mean() > 2 * weak.mean()
+        torch.testing.assert_close(terms.divergence(attack)(other), found)
+
+    def test_mart_boosts_the_runner_up_and_doubts(self, network, batch):
+        asked, moved, _ = self.look(network, batch)
+        p, q = asked.logits.softmax(1), moved.softmax(1)
+        expected = []
+        for i, y in enumerate(asked.y.tolist()):
+            rival = max(q[i, t] for t in range(3) if t != y)
+            distance = sum(p[i, t] * torch.log(p[i, t] / q[i, t]) for t in range(3))
+            expected.append(-torch.log(q[i, y]) - torch.log(1.0001 - rival) + 5 * distance * (1 - p[i, y]))
+        torch.testing.assert_close(terms.mart(self.ATTACK, 5.0)(asked), torch.stack(expected))
+
+    def test_sabr_looks_at_a_box_inside_the_region(self, network, batch):
+        asked, _, whole = self.look(network, batch)
+        for share in (0.0, 0.3, 1.0):
+            problem = asked.small(self.ATTACK, share)
+            inner, outer = problem.region.corners(problem.x), asked.region.corners(asked.x)
+            assert (inner[0] >= outer[0] - 1e-6).all()
+            assert (inner[1] <= outer[1] + 1e-6).all()
+            margins = terms.small_box(self.ATTACK, share)(asked)
+            assert (margins >= whole - 1e-5).all()
+        torch.testing.assert_close(margins, whole)  # a share of 1 is the whole region
+
+    def test_a_small_box_of_no_size_is_the_attack(self, network, batch):
+        asked, moved, _ = self.look(network, batch)
+        found = terms.small_box(self.ATTACK, 0.0)(asked)
+        torch.testing.assert_close(found, moved.gather(1, asked.y.unsqueeze(1)) - moved)
+
+    @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+    def test_between_attack_and_bounds(self, network, batch, alpha):
+        asked, moved, lower = self.look(network, batch)
+        attacked = moved.gather(1, asked.y.unsqueeze(1)) - moved
+        expected = alpha * lower + (1 - alpha) * attacked
+        torch.testing.assert_close(terms.between(self.ATTACK, alpha)(asked), expected)
+        weak = F.cross_entropy(moved, asked.y, reduction="none")
+        robust = F.cross_entropy(-lower, asked.y, reduction="none")
+        torch.testing.assert_close(
+            terms.exponential(self.ATTACK, alpha)(asked), robust**alpha * weak ** (1 - alpha)
+        )

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tightrope.errors import InputError
 from tightrope.region import Region
 
-Loss = Literal["cross-entropy", "margin"]
+Loss = Literal["cross-entropy", "margin", "divergence"]
 
 
 @runtime_checkable
@@ -33,8 +33,9 @@ class Pgd:
         steps: gradient steps per restart.
         step: length of one step, as a share of eps.
         restarts: random starts; the best point of all is kept.
-        loss: what is increased: the cross-entropy, or the margin `max_t f_t - f_y`, whose gradient
-            does not vanish on confident networks.
+        loss: what is increased: the cross-entropy; the margin `max_t f_t - f_y`, whose gradient
+            does not vanish on confident networks; or the divergence `KL(p(x) || p(x'))` from the clean answer
+            (TRADES), which does not look at the label.
         keep_best: count every point met (one more forward pass) instead of the last one of a restart.
 
     Raises:
@@ -74,6 +75,7 @@ class Pgd:
             region: where the points may lie.
             generator: source of the random starts.
         """
+        y = network.run(x)[0].softmax(1) if self.loss == "divergence" else y
         best, best_loss = x.clone(), x.new_full((len(x),), -torch.inf)
         for _ in range(self.restarts):
             point = region.sample(x, generator)
@@ -114,7 +116,7 @@ class Pgd:
         return loss.detach(), gradient
 
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        if self.loss == "cross-entropy":
+        if self.loss != "margin":  # for the divergence, y is the clean answer
             return F.cross_entropy(logits, y, reduction="none")
         right = logits.gather(1, y.unsqueeze(1)).squeeze(1)
         return logits.scatter(1, y.unsqueeze(1), -torch.inf).amax(1) - right

@@ -105,6 +105,8 @@ class Batch:
         self._worst: dict[Scheme, Worst] = {}
         self._boxes: dict[Estimator, Boxes] = {}
         self._inside: dict[tuple[Search, int], Tensor] = {}
+        self._moved: dict[Pgd, Tensor] = {}
+        self._small: dict[tuple[Pgd, float], Problem] = {}
 
     @cached_property
     def _clean(self) -> tuple[Tensor, Graph]:
@@ -184,6 +186,21 @@ class Batch:
             network = self.graph.frozen()
             self._attacked[attack] = attack(network, self.x, self.y, self.region, self.generator)
         return self._attacked[attack]
+
+    def moved(self, attack: Pgd) -> Float[Tensor, "batch classes"]:
+        """The logits at what an attack found, in the network's present mode."""
+        if attack not in self._moved:
+            self._moved[attack] = self.graph.run(self.attacked(attack))[0]
+        return self._moved[attack]
+
+    def small(self, attack: Pgd, share: float) -> Problem:
+        """The margins over a box of `share` of the radius, in the region and near what an attack found."""
+        if (attack, share) not in self._small:
+            region, rest = self.floored, self.floored.with_eps((1 - share) * self.floored.eps)
+            centre = rest.project(self.x, self.attacked(attack).detach())
+            box = region.with_eps(share * region.eps)
+            self._small[attack, share] = Problem(self.fixed, centre, box, self.problem.spec, self.generator)
+        return self._small[attack, share]
 
     def boxes(self, estimator: Estimator, node: int) -> Boxes:
         """Bounds of what enters each activation up to a node, or further if more was asked for before."""

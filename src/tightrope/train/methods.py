@@ -206,6 +206,59 @@ def pgd(eps: Number, steps: Whole = 7, step: Real = 0.3) -> Method:
 
 
 @published(METHODS)
+def trades(eps: Number, beta: NotNegative = 6.0, steps: Whole = 10, step: Positive = 0.25) -> Method:
+    """TRADES (Zhang et al. 2019): `CE(p(x)) + beta KL(p(x) || p(x'))`, x' where the divergence is large.
+
+    Args:
+        eps: radius, in pixel units.
+        beta: weight of the divergence, 1 / lambda in the paper.
+        steps: gradient steps of the attack.
+        step: length of one step, as a share of eps.
+    """
+    attack = Pgd(steps=steps, step=step, loss="divergence", keep_best=False)
+    losses = (Loss("natural", 1.0, terms.natural), Loss("divergence", beta, terms.divergence(attack)))
+    return Method("trades", eps, losses)
+
+
+@published(METHODS)
+def mart(eps: Number, lam: NotNegative = 5.0, steps: Whole = 10, step: Positive = 0.25) -> Method:
+    """MART (Wang et al. 2020): adversarial training that looks harder at what is misclassified.
+
+    Args:
+        eps: radius, in pixel units.
+        lam: weight of the divergence, lambda in the paper.
+        steps: gradient steps of the attack.
+        step: length of one step, as a share of eps.
+    """
+    attack = Pgd(steps=steps, step=step, keep_best=False)
+    return Method("mart", eps, (Loss("adversarial", 1.0, terms.mart(attack, lam)),))
+
+
+@published(METHODS)
+def relu_stability(
+    eps: Number, weight: NotNegative = 1e-5, l1: NotNegative = 1e-5, steps: Whole = 7, step: Positive = 0.3
+) -> Method:
+    """Adversarial training for networks that are quick to verify (Xiao et al. 2019).
+
+    `CE(p(x')) - weight sum tanh(1 + l u) + l1 sum |W|`.
+
+    Args:
+        eps: radius, in pixel units.
+        weight: of the stability of all ReLUs.
+        l1: weight of the size of all weights.
+        steps: gradient steps of the attack.
+        step: length of one step, as a share of eps.
+    """
+    attack = Pgd(steps=steps, step=step, keep_best=False)
+    losses = (
+        Loss("adversarial", 1.0, terms.adversarial(attack)),
+        Loss("stability", weight, regularisers.xiao_stability),
+        Loss("l1", l1, regularisers.l1),
+    )
+    return Method("relu-stability", eps, losses)
+
+
+@published(METHODS)
 def ibp(eps: Number, kappa: NumberOrRamp = 0.5, ramp: Course = Course(begin=0.03, finish=0.2)) -> Method:
     """Interval bound propagation (Gowal et al. 2018): `kappa CE(f(x)) + (1 - kappa) CE(-m_IBP)`.
 
@@ -237,13 +290,7 @@ def shi_ibp(
         ramp: when eps rises; the default is epochs 1 to 21 of 70.
     """
     eps, ramp = _on(ramp, eps)
-    engine = Interval()
-    weight = ramp.between(regularise, 0.0)
-    losses = (
-        _robust(1.0, terms.bounded(engine)),
-        Loss("tightness", weight, regularisers.shi_tightness(engine)),
-        Loss("relu-balance", weight, regularisers.shi_relu(engine)),
-    )
+    losses = (_robust(1.0, terms.bounded(Interval())), *shi_regularisers(ramp, regularise))
     return Method("shi-ibp", eps, losses, initialise=ibp_initialisation)
 
 
@@ -358,6 +405,88 @@ def advcrown_ibp(
     robust = terms.crown_ibp(beta)
     method = _joint("advcrown-ibp", eps, robust, combiner, threshold, beta1, beta2, clean, ramp)
     return replace(method, relaxation=Relaxation(terms.CROWN_IBP, beta))
+
+
+EXPRESSIVE = Course(shape="smooth", begin=1 / 70, finish=21 / 70)
+"""When eps rises in the methods that mix bounds and attacks: epochs 1 to 21 of 70."""
+
+
+@published(METHODS)
+def sabr(
+    eps: Number, share: Share = 0.6, steps: Whole = 8, step: Positive = 0.25, ramp: Course = EXPRESSIVE
+) -> Method:
+    """SABR (Müller et al. 2023): `CE(-m_IBP)` over a small box inside the region, where an attack points.
+
+    Args:
+        eps: radius of the whole region at the end of the ramp, in pixel units; or a schedule.
+        share: size of the small box, as a share of eps: lambda in the paper.
+        steps: gradient steps of the attack.
+        step: length of one step, as a share of eps.
+        ramp: when eps rises.
+    """
+    eps, _ = _on(ramp, eps)
+    attack = Pgd(steps=steps, step=step, keep_best=False)
+    return Method("sabr", eps, (_robust(1.0, terms.small_box(attack, share)),), initialise=ibp_initialisation)
+
+
+@published(METHODS)
+def cc_ibp(
+    eps: Number, alpha: Share = 0.3, steps: Whole = 1, step: Positive = 10.0, ramp: Course = EXPRESSIVE
+) -> Method:
+    """CC-IBP (De Palma et al. 2024): `CE(-(alpha m_IBP + (1 - alpha) m(x')))`.
+
+    Args:
+        eps: radius at the end of the ramp, in pixel units; or a schedule.
+        alpha: from an attack alone (0) to intervals alone (1).
+        steps: gradient steps of the attack; with one long step it is FGSM from a random start.
+        step: length of one step, as a share of eps.
+        ramp: when eps rises.
+    """
+    eps, _ = _on(ramp, eps)
+    attack = Pgd(steps=steps, step=step, keep_best=False)
+    return Method("cc-ibp", eps, (_robust(1.0, terms.between(attack, alpha)),), initialise=ibp_initialisation)
+
+
+@published(METHODS)
+def mtl_ibp(
+    eps: Number, alpha: Share = 0.08, steps: Whole = 1, step: Positive = 10.0, ramp: Course = EXPRESSIVE
+) -> Method:
+    """MTL-IBP (De Palma et al. 2024): `alpha L_IBP + (1 - alpha) L_adv`.
+
+    Args:
+        eps: radius at the end of the ramp, in pixel units; or a schedule.
+        alpha: from an attack alone (0) to intervals alone (1).
+        steps: gradient steps of the attack; with one long step it is FGSM from a random start.
+        step: length of one step, as a share of eps.
+        ramp: when eps rises.
+    """
+    eps, _ = _on(ramp, eps)
+    attack = Pgd(steps=steps, step=step, keep_best=False)
+    losses = (
+        Loss("adversarial", 1 - alpha, terms.adversarial(attack)),
+        _robust(alpha, terms.bounded(Interval())),
+    )
+    return Method("mtl-ibp", eps, losses, initialise=ibp_initialisation)
+
+
+@published(METHODS)
+def exp_ibp(
+    eps: Number, alpha: Share = 0.3, steps: Whole = 1, step: Positive = 10.0, ramp: Course = EXPRESSIVE
+) -> Method:
+    """Exp-IBP (De Palma et al. 2024): `L_IBP^alpha L_adv^(1 - alpha)`.
+
+    Args:
+        eps: radius at the end of the ramp, in pixel units; or a schedule.
+        alpha: from an attack alone (0) to intervals alone (1).
+        steps: gradient steps of the attack; with one long step it is FGSM from a random start.
+        step: length of one step, as a share of eps.
+        ramp: when eps rises.
+    """
+    eps, _ = _on(ramp, eps)
+    attack = Pgd(steps=steps, step=step, keep_best=False)
+    margins = terms.bounded(Interval())
+    loss = Loss("robust", 1.0, terms.exponential(attack, alpha), margins)
+    return Method("exp-ibp", eps, (loss,), initialise=ibp_initialisation)
 
 
 class LatentAttack(BaseModel):
@@ -526,6 +655,15 @@ def _joint(
     )
     both = Bisector(attack, threshold, beta1, beta2) if combiner == "bisector" else Total()
     return Method(name, eps, losses, combiner=both)
+
+
+def shi_regularisers(ramp: Course, lam: float) -> tuple[Loss, Loss]:
+    """The two regularisers of Shi et al. 2021, fading out over a ramp."""
+    weight, engine = ramp.between(lam, 0.0), Interval()
+    return (
+        Loss("tightness", weight, regularisers.shi_tightness(engine)),
+        Loss("relu-balance", weight, regularisers.shi_relu(engine)),
+    )
 
 
 def _robust(weight: Number, margins: Margins) -> Loss:

@@ -16,9 +16,9 @@ from tightrope.bounds.pullback import Scheme
 from tightrope.errors import InputError
 from tightrope.train import regularisers, weights
 from tightrope.train.batch import Term
-from tightrope.train.methods import MODIFIERS, Method, Modifier, published
+from tightrope.train.methods import MODIFIERS, Method, Modifier, published, shi_regularisers
 from tightrope.train.objective import Loss, Weigh
-from tightrope.train.schedules import Positive, Real, Whole
+from tightrope.train.schedules import Positive, Ramp, Real, Whole
 
 
 @published(MODIFIERS)
@@ -101,6 +101,40 @@ def auto_eps(max_offset: Positive = 0.15) -> Modifier:
         return replace(method, radii=weights.AutoEps(max_offset))
 
     return Modifier("auto-eps", change)
+
+
+@published(MODIFIERS)
+def l1(weight: Positive = 1e-5) -> Modifier:
+    """Keep the weights small: `weight sum |W|` over all but biases.
+
+    Args:
+        weight: of the sum.
+    """
+
+    def change(method: Method) -> Method:
+        if any(loss.name == "l1" for loss in method.losses):
+            raise InputError(f"{method.name} has an l1 term of its own: set its option instead")
+        return replace(method, losses=(*method.losses, Loss("l1", weight, regularisers.l1)))
+
+    return Modifier("l1", change)
+
+
+@published(MODIFIERS)
+def shi_reg(lam: Positive = 0.5) -> Modifier:
+    """The two regularisers of `shi-ibp` on another method, fading out as its eps rises.
+
+    Args:
+        lam: their weight at the start, lambda in the paper (Shi et al. 2021).
+    """
+
+    def change(method: Method) -> Method:
+        if not isinstance(method.eps, Ramp):
+            raise InputError(f"shi-reg fades out while eps rises, and the eps of {method.name} does not")
+        if any(loss.name == "tightness" for loss in method.losses):
+            raise InputError(f"{method.name} has these regularisers already")
+        return replace(method, losses=(*method.losses, *shi_regularisers(method.eps.course(), lam)))
+
+    return Modifier("shi-reg", change)
 
 
 def _certified(name: str, method: Method) -> None:

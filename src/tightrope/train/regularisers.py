@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tightrope.bounds import Estimator
+from tightrope.bounds import Estimator, Interval
 from tightrope.bounds.pullback import Scheme
 from tightrope.bounds.relax import Lines
 from tightrope.errors import InputError
@@ -124,6 +124,17 @@ def relu_stability(boxes: Estimator, factor: float) -> Term:
         return float(factor**batch.stage.number) * open_by.flatten(1).sum(1)
 
     return term
+
+
+def xiao_stability(batch: Batch) -> Float[Tensor, "batch"]:
+    """`-sum tanh(1 + l u)` over all ReLUs, by interval bounds: neurons whose sign is known count less.
+
+    Source: Xiao et al. 2019, "Training for faster adversarial robustness verification".
+    """
+    total = batch.x.new_zeros(len(batch.x))
+    for lower, upper in _relu_boxes(batch, Interval()):
+        total = total - torch.tanh(1 + lower * upper).flatten(1).sum(1)
+    return total
 
 
 def l1(batch: Batch) -> Float[Tensor, ""]:

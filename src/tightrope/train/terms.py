@@ -37,7 +37,73 @@ def adversarial(attack: Pgd, warm: Ramp | None = None) -> Term:
             return F.cross_entropy(batch.graph.run(point)[0], batch.y, reduction="none")
         if batch.still:
             return natural(batch)
-        return F.cross_entropy(batch.graph.run(batch.attacked(attack))[0], batch.y, reduction="none")
+        return F.cross_entropy(batch.moved(attack), batch.y, reduction="none")
+
+    return term
+
+
+def _divergence(clean: Tensor, moved: Tensor) -> Float[Tensor, "batch"]:
+    """`KL(p(x) || p(x'))` of two batches of logits."""
+    clean, moved = clean.log_softmax(1), moved.log_softmax(1)
+    return (clean.exp() * (clean - moved)).sum(1)
+
+
+def divergence(attack: Pgd) -> Term:
+    """`KL(p(x) || p(x'))` at the attack's point (Zhang et al. 2019, TRADES)."""
+
+    def term(batch: Batch) -> Float[Tensor, "batch"]:
+        return 0 * natural(batch) if batch.still else _divergence(batch.logits, batch.moved(attack))
+
+    return term
+
+
+def mart(attack: Pgd, lam: float) -> Term:
+    """`CE(p(x'), y) - log(1 - max_t p_t(x')) + lam KL(p(x) || p(x')) (1 - p_y(x))`, t over the wrong classes.
+
+    Source: Wang et al. 2020 (MART); methods.md, section 12.
+    """
+
+    def term(batch: Batch) -> Float[Tensor, "batch"]:
+        if batch.still:
+            return natural(batch)
+        moved, label = batch.moved(attack), batch.y.unsqueeze(1)
+        rival = moved.softmax(1).scatter(1, label, 0.0).amax(1)
+        boosted = F.cross_entropy(moved, batch.y, reduction="none") - torch.log(1.0001 - rival)
+        doubt = 1 - batch.logits.softmax(1).gather(1, label).squeeze(1)
+        return boosted + lam * _divergence(batch.logits, moved) * doubt
+
+    return term
+
+
+def small_box(attack: Pgd, share: float) -> Margins:
+    """Margins over a small box around what an attack found (Müller et al. 2023, SABR)."""
+
+    def margins(batch: Batch) -> Float[Tensor, "batch classes"]:
+        return batch.margins if batch.still else batch.small(attack, share).bounds(Interval()).lower
+
+    return margins
+
+
+def between(attack: Pgd, alpha: float) -> Margins:
+    """`alpha m_IBP + (1 - alpha) m(x')`: bounds and an attack's margins (De Palma et al. 2024)."""
+
+    def margins(batch: Batch) -> Float[Tensor, "batch classes"]:
+        if batch.still:
+            return batch.margins
+        moved = batch.moved(attack)
+        found = moved.gather(1, batch.y.unsqueeze(1)) - moved
+        return torch.lerp(found, batch.problem.bounds(Interval()).lower, alpha)
+
+    return margins
+
+
+def exponential(attack: Pgd, alpha: float) -> Term:
+    """`L_IBP^alpha L_adv^(1 - alpha)` (De Palma et al. 2024, Exp-IBP)."""
+    robust, weak = worst_case(bounded(Interval())), adversarial(attack)
+
+    def term(batch: Batch) -> Float[Tensor, "batch"]:
+        low, high = (loss(batch).clamp(min=1e-12).log() for loss in (weak, robust))
+        return torch.lerp(low, high, alpha).exp()
 
     return term
 
@@ -158,20 +224,19 @@ def consistent(search: Search, lam: float, weight: Awareness, before: bool = Fal
         weight: w.
         before: as in `latent`.
     """
-    adversarial = latent(search, before)
+    found = latent(search, before)
 
     def term(batch: Batch) -> Float[Tensor, "batch"]:
         node = batch.stage.before if before else batch.stage.cut
         if node is None or batch.still:
             return natural(batch)
-        clean, moved = batch.logits.log_softmax(1), batch.inside(search, node).log_softmax(1)
-        divergence = (clean.exp() * (clean - moved)).sum(1)
+        distance = _divergence(batch.logits, batch.inside(search, node))
         label = batch.y.unsqueeze(1)
         weights = {
-            "soft": 1 - clean.gather(1, label).squeeze(1).exp(),
-            "hard": (batch.logits.argmax(1) != batch.y).to(clean),
-            "uniform": torch.ones_like(divergence),
+            "soft": 1 - batch.logits.softmax(1).gather(1, label).squeeze(1),
+            "hard": (batch.logits.argmax(1) != batch.y).to(distance),
+            "uniform": torch.ones_like(distance),
         }[weight]
-        return adversarial(batch) + lam * divergence * weights
+        return found(batch) + lam * distance * weights
 
     return term
