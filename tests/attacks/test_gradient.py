@@ -247,7 +247,7 @@ class TestPgd:
     def test_an_unknown_loss_is_refused_by_name(self):
         attack = Pgd(steps=1, step=0.1)
         object.__setattr__(attack, "loss", "ce")  # the type checks of these tests would stop it earlier
-        with pytest.raises(InputError, match="one of cross-entropy, margin, got 'ce'"):
+        with pytest.raises(InputError, match="one of cross-entropy, margin, divergence, got 'ce'"):
             attack.__post_init__()
 
 
