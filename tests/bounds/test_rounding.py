@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tightrope.bounds import Interval, Linear, Problem, crown, crown_ibp, fast_lin, rounding_error
+from tightrope.bounds import Interval, Problem, crown, crown_ibp, fast_lin, rounding_error
 from tightrope.graph import recast, trace
 from tightrope.region import REGIONS, Box
 from tightrope.spec import Spec
@@ -32,7 +32,7 @@ def at(graph, dtype, region, seed, batch=2):
     return Problem(recast(graph, dtype), x, region, Spec.margins(y, 4, x))
 
 
-CONTINUOUS = {"ibp": Interval(), "fast-lin": fast_lin(), "parallel-ibp": Linear("parallel", "interval")}
+CONTINUOUS = {"ibp": Interval(), "fast-lin": fast_lin()}
 ENGINES = {**CONTINUOUS, "crown": crown(), "crown-ibp": crown_ibp()}
 
 
@@ -52,7 +52,7 @@ def test_float32_is_as_far_from_float64_as_it_says_at_most(name, engine, spread)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_point_lies_below_a_bound_in_float32_less_its_error(name, engine):
-    for seed in range(3):
+    for seed in range(2):
         graph, region = net(name, seed, spread=2), Box(0.002)  # so small that rounding matters
         few, many = (at(graph, dtype, region, seed) for dtype in (torch.float32, torch.float64))
         lower = few.bounds(ENGINES[engine]).lower.double() - rounding_error(few).double()

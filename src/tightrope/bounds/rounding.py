@@ -33,8 +33,9 @@ def rounding_error(problem: Problem) -> Float[Tensor, "batch rows"]:
     around the activations are violated by, since the boxes that they were made for are rounded too. Both are
     pushed through the network once, over interval boxes. docs/soundness.md derives it.
 
-    It holds for `Interval` and `Linear` with any slopes, and for whatever else relaxes activations over
-    boxes inside the interval ones and pulls rows back once for each box and row.
+    It holds for `Interval`, for `Linear` with any slopes, and for the better of such bounds: for whatever
+    relaxes activations over boxes inside the interval ones and pulls rows back through the lines. An engine
+    that computes anything else needs its own argument.
 
     Args:
         problem: in the arithmetic in which the bounds were computed.
@@ -63,10 +64,9 @@ def unit(graph: Graph, dtype: torch.dtype) -> float:
     the input to the value and back again, and a bound is the sum of numbers that together are at most k
     times as large as the value.
     """
-    roundings = sum(STEPS + _longest_sums(graph, node) for node in graph.nodes)
-    roundings += max(
-        node.shape.numel() for node in graph.nodes
-    )  # what a pass leaves in a layer is added up once
+    roundings = sum(STEPS + len(node.inputs) + _longest_sums(graph, node) for node in graph.nodes)
+    # What a pass leaves behind in one layer is added up over all its neurons.
+    roundings += max(node.shape.numel() for node in graph.nodes)
     parts = 4 + 3 * sum(1 for _ in graph.activations())
     u = torch.finfo(dtype).eps / 2
     return parts * roundings * u / (1 - roundings * u)
@@ -94,7 +94,7 @@ def _through(
     if isinstance(op, ReLU | LeakyReLU):
         lower, upper = box
         left = op.slope if isinstance(op, LeakyReLU) else 0.0
-        steepest = torch.where(upper > 0, 1.0, left)
+        steepest = torch.where(upper < 0, left, 1.0)
         offset = torch.minimum(-lower, upper).clamp(min=0)
         violated = (lower < outside) & (upper > -outside)
         return steepest * size + offset, steepest * error + torch.where(violated, outside, 0.0)

@@ -23,7 +23,7 @@ from tightrope.spec import Spec
 from tightrope.verify.encode import Encoding, Layers, Neurons, encode, layers_of
 from tightrope.verify.stages import LARGEST, Finding, answer, size, slack
 
-# A bound by HiGHS must exceed this before it proves anything (docs/soundness.md).
+# By this a bound by HiGHS must exceed the slack of linear bounds to prove anything (docs/soundness.md).
 MARGIN_ABSOLUTE = 1e-5
 MARGIN_RELATIVE = 1e-6
 
