@@ -147,7 +147,7 @@ def test_without_arguments_it_says_what_there_is():
     assert "quickstart" in outcome.err
 
 
-@pytest.mark.parametrize("command", ["train", "certify", "attack", "radius", "report", "list", "quickstart"])
+@pytest.mark.parametrize("command", sorted(cli.cli.commands))
 def test_help_explains_every_option(command):
     outcome = tightrope(command, "--help")
     assert (outcome.code, outcome.err) == (0, "")
@@ -752,6 +752,82 @@ def test_radius_asks_for_what_a_factory_cannot_know(here):
     save_file({}, "none.safetensors")
     Path("empty.py").write_text("from torch import nn\nnets = lambda: nn.Sequential(nn.ReLU())\n")
     assert_refused(tightrope("radius", "empty:nets", "--weights", "none.safetensors"), "--data and --eps")
+
+
+# -------------------------------------------------------------------------------- ONNX and VNN-LIB
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory) -> Path:
+    """A folder with the run's network in `net.onnx` and properties of it in `properties`."""
+    folder = tmp_path_factory.mktemp("exported")
+    with contextlib.chdir(trained):
+        options = ("--vnnlib", folder / "properties", "--first", 12, "--json")
+        outcome = tightrope("export", "run", "--onnx", folder / "net.onnx", *options)
+    assert outcome.json() == {"onnx": str(folder / "net.onnx"), "properties": 12}, outcome.err
+    return folder
+
+
+def test_an_exported_network_gets_the_verdicts_of_its_run(here, exported):
+    run = ("--first", 100, "--out", "run.jsonl")
+    assert tightrope("certify", "run", *run).code == 0
+    net = ("--data", "blobs.npz", "--eps", 0.03, "--first", 100, "--out", "net.jsonl")
+    assert tightrope("certify", exported / "net.onnx", *net).code == 0
+    one, other = (verdicts_of(Path(name)) for name in ("run.jsonl", "net.jsonl"))
+    assert [v["status"] for v in one] == [v["status"] for v in other]
+    assert {"robust", "falsified", "undecided"} <= {v["status"] for v in one}
+
+
+def test_attack_and_radius_take_an_onnx_file(here, exported):
+    options = ("--data", "blobs.npz", "--eps", 0.03, "--first", 10, "--json")
+    for command in ("attack", "radius"):
+        assert tightrope(command, exported / "net.onnx", *options).json()["examples"] == 10
+
+
+def test_a_property_gets_the_verdict_of_its_example(here, exported):
+    assert tightrope("certify", "run", "--first", 12, "--out", "run.jsonl").code == 0
+    for verdict in verdicts_of(Path("run.jsonl")):
+        path = exported / "properties" / f"{verdict['index']:05d}-eps-0.03.vnnlib"
+        outcome = tightrope("certify", exported / "net.onnx", "--vnnlib", path, "--json")
+        answers = {"robust": "unsat", "falsified": "sat", "misclassified": "sat", "undecided": "unknown"}
+        assert outcome.json()["result"] == answers[verdict["status"]]
+        assert (outcome.code, len(outcome.out.splitlines())) == (0, 1)
+
+
+def test_a_counter_example_is_printed_as_the_competitions_have_it(here, exported):
+    Path("p.vnnlib").write_text(
+        "".join(f"(declare-const {v} Real)" for v in ("X_0", "X_1", "X_2", "X_3", "Y_0", "Y_1", "Y_2"))
+        + "".join(f"(assert (<= X_{i} 1)) (assert (>= X_{i} 0))" for i in range(4))
+        + "(assert (or (<= Y_0 Y_1)))"
+    )
+    outcome = tightrope("certify", exported / "net.onnx", "--vnnlib", "p.vnnlib")
+    sat, first, *_, last = outcome.out.splitlines()
+    assert (outcome.code, sat) == (0, "sat")
+    assert first.startswith("((X_0 ")
+    assert last.startswith("(Y_2 ")
+    assert last.endswith("))")
+    assert tightrope("certify", "run", "--vnnlib", "p.vnnlib", "--json").json()["result"] == "sat"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["certify", "run", "--vnnlib", "p.vnnlib", "--eps", "0.1"], "leave out --eps"),
+        (["certify", "run", "--vnnlib", "p.vnnlib", "--first", "3"], "leave out --first"),
+        (["certify", "run", "--vnnlib", "nothing"], "cannot read nothing"),
+        (["certify", "nets:good", "--weights", "run/model.safetensors"], "weights of another network"),
+        (["certify", "nothing.onnx"], "nothing.onnx is missing"),
+        (["export", "run"], "Missing option '--onnx'"),
+        (["export", "run", "--onnx", "a.onnx", "--vnnlib", "p", "--data", "digit"], "'digit'"),
+    ],
+)
+def test_onnx_and_vnnlib_refuse_in_one_line(here, arguments, said):
+    assert_refused(tightrope(*arguments), said)
+
+
+def test_a_network_for_other_inputs_than_the_data_is_refused(here, exported):
+    options = ("--data", "digits", "--eps", 0.1)
+    assert_refused(tightrope("certify", exported / "net.onnx", *options), "(4,)", "(1, 8, 8)")
 
 
 # --------------------------------------------------------------------------------------- modifiers

@@ -1,16 +1,20 @@
 """Certification: verdicts on examples, and certified radii, one by one."""
 
 from tightrope.verify.pipeline import Certification, Judge, certify
+from tightrope.verify.property import CounterExample, Decision, decide
 from tightrope.verify.radius import Radii, Radius, certified_radii, read_radii
 from tightrope.verify.records import read_verdicts
 from tightrope.verify.stages import CERTIFICATION_ATTACK, VERIFIERS, BoundStage, Finding, Stage
 from tightrope.verify.verdict import Status, Verdict, Witness, summarise
+from tightrope.verify.vnnlib import read_vnnlib, write_robustness
 
 __all__ = [
     "CERTIFICATION_ATTACK",
     "VERIFIERS",
     "BoundStage",
     "Certification",
+    "CounterExample",
+    "Decision",
     "Finding",
     "Judge",
     "Radii",
@@ -21,7 +25,10 @@ __all__ = [
     "Witness",
     "certified_radii",
     "certify",
+    "decide",
     "read_radii",
     "read_verdicts",
+    "read_vnnlib",
     "summarise",
+    "write_robustness",
 ]

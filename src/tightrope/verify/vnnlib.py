@@ -1,0 +1,271 @@
+"""Properties as VNN-LIB 1.0 files, as the verification competitions exchange them.
+
+A file describes counter-examples: inputs `X_0 ...` in boxes, and outputs `Y_0 ...` that obey linear
+inequalities, joined by `and` and `or`. A property holds where there is none ("unsat").
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from tightrope.errors import InputError
+from tightrope.files import write_atomically
+
+MOST_CASES = 100_000
+
+Atom = tuple[dict[str, Fraction], Fraction]
+"""`sum of coefficient times variable <= limit`, exactly."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Outputs that a counter-example may have: `rows y <= limits`, all of them at once.
+
+    Args:
+        rows: one row per inequality; none at all, if every output is one of a counter-example.
+        limits: what it may not exceed.
+    """
+
+    rows: Float64[Tensor, "rows outputs"]
+    limits: Float64[Tensor, "rows"]
+
+    def holds(self, y: Float64[Tensor, "outputs"]) -> bool:
+        """Whether these outputs are such."""
+        return bool((self.rows @ y <= self.limits).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A box of inputs, and the outputs that none of them may have.
+
+    Args:
+        lower: lower corner, inputs in order.
+        upper: upper corner.
+        cases: an input is a counter-example if one of them holds of its outputs.
+    """
+
+    lower: Float64[Tensor, "inputs"]
+    upper: Float64[Tensor, "inputs"]
+    cases: tuple[Case, ...]
+
+
+def read_vnnlib(path: Path, inputs: int, outputs: int) -> tuple[Query, ...]:
+    """The boxes and cases of a property, for a network of this size.
+
+    Bounds of inputs are rounded outwards where float64 does not have them.
+
+    Raises:
+        InputError: if the file is missing or not VNN-LIB 1.0, belongs to a network of another size, leaves
+            an input unbounded, or says what is no disjunction of boxes and linear inequalities.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        return _queries(text, inputs, outputs)
+    except _Malformed as error:
+        raise InputError(f"{path} cannot be used: {error}") from None
+
+
+def write_robustness(
+    path: Path,
+    lower: Float64[Tensor, "*shape"],
+    upper: Float64[Tensor, "*shape"],
+    label: int,
+    classes: int,
+    about: str,
+) -> None:
+    """Write the property that no input of a box is given another class than its label; a tie is one.
+
+    Args:
+        path: the file.
+        lower: lower corner.
+        upper: upper corner.
+        label: the class.
+        classes: how many there are.
+        about: a comment, one line.
+    """
+    corners = list(zip(lower.flatten().tolist(), upper.flatten().tolist(), strict=True))
+    lines = [f"; {about}"]
+    lines += [f"(declare-const X_{i} Real)" for i in range(len(corners))]
+    lines += [f"(declare-const Y_{i} Real)" for i in range(classes)]
+    for i, (low, high) in enumerate(corners):
+        lines += [f"(assert (>= X_{i} {_decimal(low)}))", f"(assert (<= X_{i} {_decimal(high)}))"]
+    others = (f"  (and (>= Y_{other} Y_{label}))" for other in range(classes) if other != label)
+    lines += ["(assert (or", *others, "))"]
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def _decimal(value: float) -> str:
+    """The shortest decimal that is read as this number, without an exponent, which VNN-LIB lacks."""
+    return np.format_float_positional(value, trim="0")
+
+
+class _Malformed(Exception):
+    """What is wrong with a file."""
+
+
+def _queries(text: str, inputs: int, outputs: int) -> tuple[Query, ...]:
+    declared: set[str] = set()
+    asserted: list[Any] = []
+    for command in _expressions(text):
+        head = command[0] if isinstance(command, list) and command else command
+        if head in ("vnnlib-version", "declare-network"):
+            raise _Malformed("it is VNN-LIB 2; this program reads version 1.0")
+        if head in ("declare-const", "declare-fun") and len(command) in (3, 4) and command[-1] == "Real":
+            declared.add(command[1])
+        elif head == "assert" and len(command) == 2:
+            asserted.append(command[1])
+        else:
+            raise _Malformed(f"{_shown(command)} is neither a declaration of a Real nor an assertion")
+    found = {kind: sum(name.startswith(f"{kind}_") for name in declared) for kind in "XY"}
+    wanted = {f"X_{i}" for i in range(inputs)} | {f"Y_{i}" for i in range(outputs)}
+    if declared != wanted:
+        raise _Malformed(
+            f"it is for a network with {found['X']} inputs (X_0 ...) and {found['Y']} outputs (Y_0 ...), "
+            f"this one has {inputs} and {outputs}"
+        )
+    boxes: dict[tuple[tuple[float, ...], tuple[float, ...]], list[Case]] = {}
+    for conjunction in _alternatives(["and", *asserted], wanted):
+        box = _box(conjunction, inputs)
+        if box is not None:
+            boxes.setdefault(box, []).append(_case(conjunction, outputs))
+    return tuple(
+        Query(
+            torch.tensor(lower, dtype=torch.float64), torch.tensor(upper, dtype=torch.float64), tuple(cases)
+        )
+        for (lower, upper), cases in boxes.items()
+    )
+
+
+def _expressions(text: str) -> Iterator[Any]:
+    """The bracketed expressions of a text, as nested lists of words."""
+    stack: list[list[Any]] = [[]]
+    for word in re.findall(r"[()]|[^\s()]+", re.sub(r";[^\n]*", "", text)):
+        if word == "(":
+            stack.append([])
+        elif word != ")":
+            stack[-1].append(word)
+        elif len(stack) == 1:
+            raise _Malformed("a bracket is closed that was not opened")
+        else:
+            closed = stack.pop()
+            stack[-1].append(closed)
+    if len(stack) > 1:
+        raise _Malformed("a bracket is not closed")
+    yield from stack[0]
+
+
+def _shown(expression: Any) -> str:
+    text = f"({' '.join(map(_shown, expression))})" if isinstance(expression, list) else str(expression)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _alternatives(formula: Any, names: set[str]) -> list[list[Atom]]:
+    """The formula as a disjunction of conjunctions."""
+    head = formula[0] if isinstance(formula, list) and formula else None
+    if head == "and":
+        parts = [_alternatives(part, names) for part in formula[1:]]
+        common = [atom for part in parts if len(part) == 1 for atom in part[0]]
+        several = [part for part in parts if len(part) != 1]
+        if math.prod(map(len, several)) > MOST_CASES:
+            raise _Malformed(f"it has more than {MOST_CASES:,} cases")
+        return [[*common, *itertools.chain(*chosen)] for chosen in itertools.product(*several)]
+    if head == "or":
+        return [conjunction for part in formula[1:] for conjunction in _alternatives(part, names)]
+    if head in ("<=", ">=", "=") and len(formula) == 3:
+        first, second = (_linear(part, names) for part in formula[1:])
+        atoms = {"<=": [(first, second)], ">=": [(second, first)], "=": [(first, second), (second, first)]}
+        return [[_atom(*sides) for sides in atoms[head]]]
+    raise _Malformed(f"{_shown(formula)} is no inequality (<=, >=, =), and, or")
+
+
+def _atom(small: dict[str, Fraction], large: dict[str, Fraction]) -> Atom:
+    """`small <= large`, with the variables on one side."""
+    difference = {
+        name: small.get(name, Fraction(0)) - large.get(name, Fraction(0)) for name in {*small, *large}
+    }
+    limit = -difference.pop("", Fraction(0))
+    return {name: factor for name, factor in difference.items() if factor}, limit
+
+
+def _linear(expression: Any, names: set[str]) -> dict[str, Fraction]:
+    """Coefficients by variable; the constant under the empty name."""
+    if isinstance(expression, str):
+        if expression in names:
+            return {expression: Fraction(1)}
+        try:
+            return {"": Fraction(expression)}
+        except (ValueError, ZeroDivisionError):
+            raise _Malformed(f"{expression!r} is neither a number nor a declared variable") from None
+    head, parts = (expression or [None])[0], [_linear(part, names) for part in expression[1:]]
+    if head == "*" and len(parts) == 2:
+        for factor, value in (parts, parts[::-1]):
+            if set(factor) <= {""}:
+                return {name: factor.get("", Fraction(0)) * c for name, c in value.items()}
+    if head not in ("+", "-") or not parts:
+        raise _Malformed(f"{_shown(expression)} is not linear")
+    signs = [1] + [1 if head == "+" else -1] * (len(parts) - 1)
+    if head == "-" and len(parts) == 1:
+        signs = [-1]
+    total: dict[str, Fraction] = {}
+    for sign, part in zip(signs, parts, strict=True):
+        for name, c in part.items():
+            total[name] = total.get(name, Fraction(0)) + sign * c
+    return total
+
+
+def _box(conjunction: Sequence[Atom], inputs: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The box that a conjunction lays down, or None if it is empty."""
+    lower: list[Fraction | None] = [None] * inputs
+    upper: list[Fraction | None] = [None] * inputs
+    for factors, limit in conjunction:
+        of_inputs = [name for name in factors if name.startswith("X_")]
+        if not of_inputs and factors:
+            continue
+        if len(factors) != 1:
+            names = ", ".join(sorted(factors)[:4]) or "no variable"
+            raise _Malformed(f"an inequality over {names}: inputs may only have bounds of their own")
+        ((name, factor),) = factors.items()
+        i, bound = int(name[2:]), limit / factor
+        low, high = lower[i], upper[i]
+        if factor > 0:
+            upper[i] = bound if high is None else min(high, bound)
+        else:
+            lower[i] = bound if low is None else max(low, bound)
+    corners: list[tuple[float, float]] = []
+    for i, (low, high) in enumerate(zip(lower, upper, strict=True)):
+        if low is None or high is None:
+            raise _Malformed(f"the input X_{i} has no {'lower' if low is None else 'upper'} bound")
+        if low > high:
+            return None
+        corners.append((_below(low), -_below(-high)))
+    return tuple(low for low, _ in corners), tuple(high for _, high in corners)
+
+
+def _below(value: Fraction) -> float:
+    """The largest number of float64 that is not larger."""
+    nearest = float(value)
+    return nearest if Fraction(nearest) <= value else math.nextafter(nearest, -math.inf)
+
+
+def _case(conjunction: Sequence[Atom], outputs: int) -> Case:
+    mine = [(factors, limit) for factors, limit in conjunction if any(n.startswith("Y_") for n in factors)]
+    rows = torch.zeros(len(mine), outputs, dtype=torch.float64)
+    for row, (factors, _) in zip(rows, mine, strict=True):
+        for name, factor in factors.items():
+            row[int(name[2:])] = float(factor)
+    return Case(rows, torch.tensor([float(limit) for _, limit in mine], dtype=torch.float64))
