@@ -42,6 +42,12 @@ from torch import nn
 
 def good(): return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
 def unbounded(): return nn.Sequential(nn.Linear(4, 3), nn.Softmax(1), nn.GELU())
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = good()
+    def forward(self, x): return self.net(x)
+def own(): return Own()
 def wide(): return nn.Sequential(nn.Linear(5, 3))
 def two_classes(): return nn.Sequential(nn.Linear(4, 2))
 def frozen(): return good().requires_grad_(False)
@@ -663,6 +669,47 @@ def test_a_killed_certify_resumes_to_the_same_verdicts(here):
 
     assert tightrope(*command, "--resume").code == 0
     assert tightrope(*command[:3], "whole.jsonl", *command[4:]).code == 0
+    assert verdicts_of(path) == verdicts_of(Path("whole.jsonl"))
+
+
+@pytest.mark.parametrize("command", ["certify", "radius"])
+def test_several_jobs_find_what_one_does(here, command):
+    options = ("--verifier", "crown-ibp")
+    assert tightrope(command, "run", *options, "--out", "one.jsonl", "--threads", 1).code == 0
+    two = tightrope(command, "run", *options, "--out", "two.jsonl", "--jobs", 2, "--json")
+    assert two.json()["examples"] == 600
+    assert verdicts_of(Path("one.jsonl")) == verdicts_of(Path("two.jsonl"))
+    assert lines_of(Path("one.jsonl"))[0]["identity"] == lines_of(Path("two.jsonl"))[0]["identity"]
+
+
+def test_jobs_find_a_users_own_network(here):
+    options = ("--data", "blobs.npz", "--eps", 0.03, "--jobs", 2, "--out", "two.jsonl")
+    save_file(own_weights(), "own.safetensors")
+    assert tightrope("certify", "nets:own", "--weights", "own.safetensors", *options).code == 0
+    assert len(verdicts_of(Path("two.jsonl"))) == 600
+
+
+def own_weights() -> dict[str, torch.Tensor]:
+    import importlib
+
+    with mock.patch.object(sys, "path", [str(Path.cwd()), *sys.path]):
+        return importlib.import_module("nets").own().state_dict()
+
+
+def test_killed_jobs_lose_nothing_that_was_written_and_resume_to_the_same_verdicts(here):
+    path = Path("a.jsonl")
+    command = ["certify", "run", "--out", "a.jsonl", "--attack-restarts", "8"]
+    process = subprocess.Popen([*PROGRAM, *command, "--jobs", "2"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (path.exists() and path.read_bytes().count(b"\n") > 1) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    kept = verdicts_of(path)
+    assert 0 < len(kept) < 600
+    assert tightrope(*command, "--resume", "--jobs", 2).code == 0
+    assert verdicts_of(path)[kept[0]["index"]] == kept[0]
+    assert tightrope(*command[:3], "whole.jsonl", *command[4:], "--threads", 1).code == 0
     assert verdicts_of(path) == verdicts_of(Path("whole.jsonl"))
 
 

@@ -245,6 +245,8 @@ def _asking(eps: str, *own: _Option) -> _Option:
         *own,
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
         click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all]"),
+        click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
+                     help="Processes, each of one thread, among which batches of examples are shared."),
         click.option("--out", type=FILE, help="File for what is found.  [default: in the run folder]"),
         click.option("--resume", is_flag=True, help="Go on with that file."),
         click.option("--json", "as_json", is_flag=True, help="Print a JSON object as the last line."),
@@ -334,6 +336,7 @@ def radius_command(
     batch: int,
     device: str,
     threads: int | None,
+    jobs: int,
     out: Path | None,
     resume: bool,
     as_json: bool,
@@ -367,6 +370,7 @@ def radius_command(
         out=out,
         resume=resume,
         device=device,
+        jobs=jobs,
         name=data,
     )
     summary = result.summary()
@@ -398,6 +402,7 @@ def _judge(
     seed: int,
     device: str,
     threads: int | None,
+    jobs: int,
     out: Path | None,
     resume: bool,
     as_json: bool,
@@ -428,6 +433,7 @@ def _judge(
         resume=resume,
         device=device,
         seed=seed,
+        jobs=jobs,
         name=data,
     )
     summary = result.summary()
@@ -494,9 +500,7 @@ def _decide(
     click.echo(decision.result, err=as_json)
     if lines:
         click.echo("({})".format("\n".join(lines)), err=as_json)
-    click.echo(
-        f"{len(queries)} boxes, {decision.undecided} of them undecided; {decision.seconds:.1f} s", err=True
-    )
+    click.echo(f"boxes: {len(queries)}, undecided: {decision.undecided}; {decision.seconds:.1f} s", err=True)
     if as_json:
         facts: dict[str, Any] = {"result": decision.result, "boxes": len(queries)}
         facts |= {"undecided": decision.undecided, "counterexample": values or None, "verifier": verifier}
