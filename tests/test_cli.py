@@ -940,6 +940,28 @@ def test_report_makes_one_page_of_several_runs(here):
     assert "Certified accuracy against eps" in Path("page.html").read_text()
 
 
+def test_compare_prints_a_line_per_file_and_says_what_differs(here):
+    assert tightrope("certify", "run", "--verifier", "ibp").code == 0
+    assert tightrope("certify", "run", "--verifier", "ibp", "--eps", 0.01).code == 0
+    outcome = tightrope("compare", "run", "--out", "compare.html")
+    header, *lines = outcome.out.splitlines()
+    assert header.split()[-4:] == ["clean", "attacked", "certified", "cost"]
+    assert [line.split()[:5] for line in lines] == [
+        ["run", "ibp", "blobs.npz", eps, "ibp"] for eps in ("0.01", "0.03")
+    ]
+    assert "The rows differ in eps: compare only rows that agree." in outcome.err
+    assert "Clean, attacked and certified" in Path("compare.html").read_text()
+
+
+def test_compare_as_json(here):
+    assert tightrope("compare", "run", "--json").json()["runs"][0]["certified"] is None
+    figures = tightrope("certify", "run", "--verifier", "ibp", "--json").json()
+    (run,) = tightrope("compare", "run", "--json").json()["runs"]
+    assert run["certified"] == figures["certified_accuracy"]
+    assert run["source"] == "certify-ibp-inf-0.03.jsonl"
+    assert_refused(tightrope("compare", "nothing", "--json"), "no run folder at nothing")
+
+
 def test_report_names_what_is_no_run(here):
     assert_refused(tightrope("report", "nothere"), "nothere")
 

@@ -607,6 +607,46 @@ def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
     click.echo(f"report: {out}")
 
 
+@cli.command("compare")
+@click.argument("runs", nargs=-1, required=True, type=FOLDER)
+@click.option("--out", type=FILE, help="HTML page with the table and a picture of it.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object as the last line.")
+def compare_command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Put RUNS side by side: clean, attacked and certified accuracy, and cost where it is known.
+
+    A run folder has a line for each of its certify files; a results folder without any has one for the
+    means that it records.
+    """
+    from tightrope.report import compare, differences
+
+    rows = compare(list(runs), out)
+    columns = ("run", "method", "data", "eps", "verifier", "examples", "clean", "attacked", "certified")
+    table = [[*columns, "cost"]]
+    table += [[*(_cell(row.facts[name], name) for name in columns), row.cost or "-"] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    left = len(columns[:5])
+    for line in table:
+        cells = [
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip(), err=as_json)
+    if unlike := differences(rows):
+        click.echo(f"warning: {unlike}", err=True)
+    if out is not None:
+        click.echo(f"comparison: {out}", err=True)
+    if as_json:
+        click.echo(to_json({"runs": [row.facts for row in rows]}))
+
+
+def _cell(value: Any, name: str) -> str:
+    if value is None:
+        return "-"
+    if name in ("clean", "attacked", "certified"):
+        return f"{value:.2%}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 @cli.command("list")
 @click.argument("what", type=click.Choice(["methods", "modifiers", "models", "data", "verifiers"]))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -35,6 +36,8 @@ def each(function: Callable[..., T], batches: Iterable[tuple[Any, ...]], jobs: i
         return
     from joblib import Parallel, delayed, parallel_config  # takes a while to import
 
+    # An interrupted run cancels what it has not done, as it should.
+    warnings.filterwarnings("ignore", message=".*tasks which were still being processed by the workers")
     # Pickled once, and unpickled once in each process, where modules of the user's own are found first.
     work = delayed(_alone)
     pickled, folder = cloudpickle.dumps(function), str(Path.cwd())
