@@ -24,6 +24,8 @@ from tightrope.errors import InputError
 from tightrope.files import write_atomically
 
 MOST_CASES = 100_000
+_DEEPEST = 100  # brackets within brackets
+_NUMBER = re.compile(r"[+-]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})([eE][+-]?\d{1,3})?")
 
 Atom = tuple[dict[str, Fraction], Fraction]
 """`sum of coefficient times variable <= limit`, exactly."""
@@ -78,6 +80,8 @@ def read_vnnlib(path: Path, inputs: int, outputs: int) -> tuple[Query, ...]:
         return _queries(text, inputs, outputs)
     except _Malformed as error:
         raise InputError(f"{path} cannot be used: {error}") from None
+    except OverflowError:
+        raise InputError(f"{path} cannot be used: a number in it is beyond float64") from None
 
 
 def write_robustness(
@@ -157,6 +161,8 @@ def _expressions(text: str) -> Iterator[Any]:
     for word in re.findall(r"[()]|[^\s()]+", re.sub(r";[^\n]*", "", text)):
         if word == "(":
             stack.append([])
+            if len(stack) > _DEEPEST:
+                raise _Malformed(f"its brackets are more than {_DEEPEST} deep")
         elif word != ")":
             stack[-1].append(word)
         elif len(stack) == 1:
@@ -207,10 +213,9 @@ def _linear(expression: Any, names: set[str]) -> dict[str, Fraction]:
     if isinstance(expression, str):
         if expression in names:
             return {expression: Fraction(1)}
-        try:
-            return {"": Fraction(expression)}
-        except (ValueError, ZeroDivisionError):
-            raise _Malformed(f"{expression!r} is neither a number nor a declared variable") from None
+        if not _NUMBER.fullmatch(expression):
+            raise _Malformed(f"{_shown(expression)!r} is neither a number nor a declared variable")
+        return {"": Fraction(expression)}
     head, parts = (expression or [None])[0], [_linear(part, names) for part in expression[1:]]
     if head == "*" and len(parts) == 2:
         for factor, value in (parts, parts[::-1]):
