@@ -292,7 +292,7 @@ def _verifier(names: Iterable[str]) -> _Option:
     "--vnnlib",
     "properties",
     type=FILE,
-    help="Decide this property (VNN-LIB 1.0) instead of the robustness of test examples.",
+    help="Decide this property (VNN-LIB) instead of the robustness of test examples.",
 )
 def certify_command(target: str, verifier: str, properties: Path | None, **options: Any) -> None:
     """Prove or refute, input by input, that no perturbation within eps changes TARGET's answer.

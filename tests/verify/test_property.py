@@ -21,10 +21,10 @@ def vector(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def case(*inequalities: tuple[list[float], float]) -> Case:
+def case(*inequalities: tuple[list[float], float], strict: bool = False) -> Case:
     """Counter-examples where every row's product with the outputs is at most its limit."""
-    return Case(torch.tensor([row for row, _ in inequalities], dtype=torch.float64).view(-1, 2),
-                vector(*(limit for _, limit in inequalities)))  # fmt: skip
+    rows = torch.tensor([row for row, _ in inequalities], dtype=torch.float64).view(-1, 2)
+    return Case(rows, vector(*(limit for _, limit in inequalities)), torch.full((len(rows),), strict))
 
 
 def identity() -> nn.Module:
@@ -74,6 +74,15 @@ def test_every_box_must_be_proved_and_one_counter_example_will_do():
     assert decide(identity(), (2,), []).result == "unsat"
 
 
+def test_where_only_equality_is_left_a_strict_property_is_not_refuted():
+    zero = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    with torch.no_grad():
+        for parameter in zero.parameters():
+            parameter.zero_()
+    for strict, result in ((False, "sat"), (True, "unknown")):
+        assert decide(zero, (2,), [Query(*BOX, (case(([1, 0], 0), strict=strict),))]).result == result
+
+
 def random_query(seed: int) -> Query:
     generator = torch.Generator().manual_seed(seed)
 
@@ -83,13 +92,14 @@ def random_query(seed: int) -> Query:
     lower = draw(2)
     upper = lower + draw(2).abs() * (torch.rand(2, generator=generator) < 0.8)
     sizes = [1 + seed % 2, 1, 2 + seed % 2][: 1 + seed % 3]
-    return Query(lower, upper, tuple(Case(draw(n, 3), draw(n) - 1.0) for n in sizes))
+    cases = (Case(draw(n, 3), draw(n) - 1.0, torch.zeros(n, dtype=torch.bool)) for n in sizes)
+    return Query(lower, upper, tuple(cases))
 
 
 @pytest.mark.parametrize("layer", [nn.ReLU, nn.Tanh])
 def test_a_fine_grid_never_contradicts_an_answer(layer):
     results = []
-    for seed in range(40):
+    for seed in range(24):
         net = random_net(seed, inputs=2, layer=layer).module.double()
         query = random_query(seed)
         found = decide(net, (2,), [query])
@@ -104,8 +114,8 @@ def test_a_fine_grid_never_contradicts_an_answer(layer):
             x = found.counterexample.x
             assert ((query.lower <= x) & (x <= query.upper)).all()
             assert any(one.holds(net(x.unsqueeze(0))[0]) for one in query.cases)
-    assert results.count("unsat") >= 10
-    assert results.count("sat") >= 10
+    assert results.count("unsat") >= 6
+    assert results.count("sat") >= 6
 
 
 def test_robustness_as_a_property_gets_the_verdict_that_certify_gives(tmp_path):
