@@ -860,7 +860,11 @@ def test_a_counter_example_is_printed_as_the_competitions_have_it(here, exported
     ("arguments", "said"),
     [
         (["certify", "run", "--vnnlib", "p.vnnlib", "--eps", "0.1"], "leave out --eps"),
-        (["certify", "run", "--vnnlib", "p.vnnlib", "--first", "3"], "leave out --first"),
+        (
+            ["certify", "run", "--vnnlib", "p.vnnlib", "--first", "1", "--eps", "0"],
+            "leave out --eps, --first",
+        ),
+        (["certify", "run", "--vnnlib", "p.vnnlib", "--jobs", "2"], "leave out --jobs"),
         (["certify", "run", "--vnnlib", "nothing"], "cannot read nothing"),
         (["certify", "nets:good", "--weights", "run/model.safetensors"], "weights of another network"),
         (["certify", "nothing.onnx"], "nothing.onnx is missing"),

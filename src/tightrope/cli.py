@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import click
 import torch
+from click.core import ParameterSource
 
 from tightrope.api import certify, find_device, prepare, radius, resolve, run_recipe, warn_of_wide
 from tightrope.attacks import Pgd
@@ -470,7 +471,8 @@ def _decide(
     time_limit: float,
     **others: Any,
 ) -> None:
-    unread = [name for name, value in others.items() if value not in (None, False, "inf", 1)]
+    given = click.get_current_context().get_parameter_source
+    unread = [name for name in sorted(others) if given(name) is not ParameterSource.DEFAULT]
     if unread:
         names = ", ".join(f"--{name}" for name in unread)
         raise InputError(f"{properties} says what is to be proved: leave out {names}")

@@ -58,6 +58,12 @@ def test_a_run_has_a_line_for_each_of_its_files(make_run):
     }
 
 
+def test_an_attack_alone_certifies_nothing(make_run):
+    (row,) = compare([make_run("a", verifier="none")])
+    assert (row.facts["attacked"], row.facts["certified"]) == (0.7, None)
+    assert row.headlines[2].detail == "no verifier was run"
+
+
 def test_a_results_folder_has_a_line_for_what_it_records(recorded):
     (row,) = compare([recorded])
     assert row.facts["certified"] == pytest.approx(0.8897)

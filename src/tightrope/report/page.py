@@ -393,7 +393,9 @@ def _headlines(certificate: Certificate) -> list[Headline]:
         _headline("Attacked accuracy", counts["robust"] + counts["undecided"], total)
         if certificate.attacked
         else Headline("Attacked accuracy", "n/a", "no attack was run"),
-        _headline("Certified accuracy", counts["robust"], total),
+        Headline("Certified accuracy", "n/a", "no verifier was run")
+        if certificate.identity["verifier"] == "none"
+        else _headline("Certified accuracy", counts["robust"], total),
     ]
 
 
@@ -697,7 +699,7 @@ def _certified_row(label: str, anchor: str, summary: str, known: Mapping[str, An
         "examples": counts["examples"],
         "clean": counts["clean_accuracy"],
         "attacked": counts["attacked_accuracy"],
-        "certified": counts["certified_accuracy"],
+        "certified": None if identity["verifier"] == "none" else counts["certified_accuracy"],
         "source": one.path.name,
     }
     judged = frozenset(verdict.index for verdict in one.verdicts)

@@ -86,6 +86,17 @@ def decide(
     Raises:
         InputError: if the verifier is unknown, or the network cannot be traced.
         SoundnessViolation: if a counter-example was found where there was proved to be none.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(net.weight, 2.0)
+        >>> zero, one = torch.zeros(1).double(), torch.ones(1).double()
+        >>> at_most = lambda limit: Case(one.view(1, 1), limit * one, torch.tensor([False]))
+        >>> decide(net, (1,), [Query(one, 2 * one, (at_most(1.9),))]).result
+        'unsat'
+        >>> decide(net, (1,), [Query(one, 2 * one, (at_most(2.1),))]).counterexample.y.item() <= 2.1
+        True
     """
     began = time.perf_counter()
     if not time_limit > 0:
