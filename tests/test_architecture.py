@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "tightrope"
 
 # Who stands on whom: a part may import itself and every part of an earlier row.
 ROWS = [
-    ("errors", "files", "identity", "memory", "progress", "provenance"),
+    ("errors", "extras", "files", "identity", "memory", "parallel", "progress", "provenance"),
     ("region", "spec", "examples"),
     ("graph",),
     ("bounds",),
@@ -25,7 +25,13 @@ ROWS = [
     ("cli",),
 ]
 RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
-SAME_ROW_ALLOWED = {("files", "errors"), ("identity", "errors")}
+SAME_ROW_ALLOWED = {
+    ("extras", "errors"),
+    ("files", "errors"),
+    ("identity", "errors"),
+    ("parallel", "errors"),
+    ("parallel", "memory"),
+}
 
 
 def part_of(path: Path) -> str:

@@ -43,6 +43,12 @@ from torch import nn
 
 def good(): return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
 def unbounded(): return nn.Sequential(nn.Linear(4, 3), nn.Softmax(1), nn.GELU())
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = good()
+    def forward(self, x): return self.net(x)
+def own(): return Own()
 def wide(): return nn.Sequential(nn.Linear(5, 3))
 def two_classes(): return nn.Sequential(nn.Linear(4, 2))
 def frozen(): return good().requires_grad_(False)
@@ -148,7 +154,7 @@ def test_without_arguments_it_says_what_there_is():
     assert "quickstart" in outcome.err
 
 
-@pytest.mark.parametrize("command", ["train", "certify", "attack", "radius", "report", "list", "quickstart"])
+@pytest.mark.parametrize("command", sorted(cli.cli.commands))
 def test_help_explains_every_option(command):
     outcome = tightrope(command, "--help")
     assert (outcome.code, outcome.err) == (0, "")
@@ -679,6 +685,47 @@ def test_a_killed_certify_resumes_to_the_same_verdicts(here):
     assert verdicts_of(path) == verdicts_of(Path("whole.jsonl"))
 
 
+@pytest.mark.parametrize("command", ["certify", "radius"])
+def test_several_jobs_find_what_one_does(here, command):
+    options = ("--verifier", "crown-ibp")
+    assert tightrope(command, "run", *options, "--out", "one.jsonl", "--threads", 1).code == 0
+    two = tightrope(command, "run", *options, "--out", "two.jsonl", "--jobs", 2, "--json")
+    assert two.json()["examples"] == 600
+    assert verdicts_of(Path("one.jsonl")) == verdicts_of(Path("two.jsonl"))
+    assert lines_of(Path("one.jsonl"))[0]["identity"] == lines_of(Path("two.jsonl"))[0]["identity"]
+
+
+def test_jobs_find_a_users_own_network(here):
+    options = ("--data", "blobs.npz", "--eps", 0.03, "--jobs", 2, "--out", "two.jsonl")
+    save_file(own_weights(), "own.safetensors")
+    assert tightrope("certify", "nets:own", "--weights", "own.safetensors", *options).code == 0
+    assert len(verdicts_of(Path("two.jsonl"))) == 600
+
+
+def own_weights() -> dict[str, torch.Tensor]:
+    import importlib
+
+    with mock.patch.object(sys, "path", [str(Path.cwd()), *sys.path]):
+        return importlib.import_module("nets").own().state_dict()
+
+
+def test_killed_jobs_lose_nothing_that_was_written_and_resume_to_the_same_verdicts(here):
+    path = Path("a.jsonl")
+    command = ["certify", "run", "--out", "a.jsonl", "--attack-restarts", "8"]
+    process = subprocess.Popen([*PROGRAM, *command, "--jobs", "2"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (path.exists() and path.read_bytes().count(b"\n") > 1) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    kept = verdicts_of(path)
+    assert 0 < len(kept) < 600
+    assert tightrope(*command, "--resume", "--jobs", 2).code == 0
+    assert verdicts_of(path)[kept[0]["index"]] == kept[0]
+    assert tightrope(*command[:3], "whole.jsonl", *command[4:], "--threads", 1).code == 0
+    assert verdicts_of(path) == verdicts_of(Path("whole.jsonl"))
+
+
 def test_a_proof_of_what_an_attack_refuted_has_its_own_exit_status(here, monkeypatch):
     from tightrope.bounds import Bounds, Interval, Problem
 
@@ -767,6 +814,86 @@ def test_radius_asks_for_what_a_factory_cannot_know(here):
     assert_refused(tightrope("radius", "empty:nets", "--weights", "none.safetensors"), "--data and --eps")
 
 
+# -------------------------------------------------------------------------------- ONNX and VNN-LIB
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory) -> Path:
+    """A folder with the run's network in `net.onnx` and properties of it in `properties`."""
+    folder = tmp_path_factory.mktemp("exported")
+    with contextlib.chdir(trained):
+        options = ("--vnnlib", folder / "properties", "--first", 12, "--json")
+        outcome = tightrope("export", "run", "--onnx", folder / "net.onnx", *options)
+    assert outcome.json() == {"onnx": str(folder / "net.onnx"), "properties": 12}, outcome.err
+    return folder
+
+
+def test_an_exported_network_gets_the_verdicts_of_its_run(here, exported):
+    run = ("--first", 100, "--out", "run.jsonl")
+    assert tightrope("certify", "run", *run).code == 0
+    net = ("--data", "blobs.npz", "--eps", 0.03, "--first", 100, "--out", "net.jsonl")
+    assert tightrope("certify", exported / "net.onnx", *net).code == 0
+    one, other = (verdicts_of(Path(name)) for name in ("run.jsonl", "net.jsonl"))
+    assert [v["status"] for v in one] == [v["status"] for v in other]
+    assert {"robust", "falsified", "undecided"} <= {v["status"] for v in one}
+
+
+def test_attack_and_radius_take_an_onnx_file(here, exported):
+    options = ("--data", "blobs.npz", "--eps", 0.03, "--first", 10, "--json")
+    for command in ("attack", "radius"):
+        assert tightrope(command, exported / "net.onnx", *options).json()["examples"] == 10
+
+
+def test_a_property_gets_the_verdict_of_its_example(here, exported):
+    assert tightrope("certify", "run", "--first", 12, "--out", "run.jsonl").code == 0
+    for verdict in verdicts_of(Path("run.jsonl")):
+        path = exported / "properties" / f"{verdict['index']:05d}-eps-0.03.vnnlib"
+        outcome = tightrope("certify", exported / "net.onnx", "--vnnlib", path, "--json")
+        answers = {"robust": "unsat", "falsified": "sat", "misclassified": "sat", "undecided": "unknown"}
+        assert outcome.json()["result"] == answers[verdict["status"]]
+        assert (outcome.code, len(outcome.out.splitlines())) == (0, 1)
+
+
+def test_a_counter_example_is_printed_as_the_competitions_have_it(here, exported):
+    Path("p.vnnlib").write_text(
+        "".join(f"(declare-const {v} Real)" for v in ("X_0", "X_1", "X_2", "X_3", "Y_0", "Y_1", "Y_2"))
+        + "".join(f"(assert (<= X_{i} 1)) (assert (>= X_{i} 0))" for i in range(4))
+        + "(assert (or (<= Y_0 Y_1)))"
+    )
+    outcome = tightrope("certify", exported / "net.onnx", "--vnnlib", "p.vnnlib")
+    sat, first, *_, last = outcome.out.splitlines()
+    assert (outcome.code, sat) == (0, "sat")
+    assert first.startswith("((X_0 ")
+    assert last.startswith("(Y_2 ")
+    assert last.endswith("))")
+    assert tightrope("certify", "run", "--vnnlib", "p.vnnlib", "--json").json()["result"] == "sat"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["certify", "run", "--vnnlib", "p.vnnlib", "--eps", "0.1"], "leave out --eps"),
+        (
+            ["certify", "run", "--vnnlib", "p.vnnlib", "--first", "1", "--eps", "0"],
+            "leave out --eps, --first",
+        ),
+        (["certify", "run", "--vnnlib", "p.vnnlib", "--jobs", "2"], "leave out --jobs"),
+        (["certify", "run", "--vnnlib", "nothing"], "cannot read nothing"),
+        (["certify", "nets:good", "--weights", "run/model.safetensors"], "weights of another network"),
+        (["certify", "nothing.onnx"], "nothing.onnx is missing"),
+        (["export", "run"], "Missing option '--onnx'"),
+        (["export", "run", "--onnx", "a.onnx", "--vnnlib", "p", "--data", "digit"], "'digit'"),
+    ],
+)
+def test_onnx_and_vnnlib_refuse_in_one_line(here, arguments, said):
+    assert_refused(tightrope(*arguments), said)
+
+
+def test_a_network_for_other_inputs_than_the_data_is_refused(here, exported):
+    options = ("--data", "digits", "--eps", 0.1)
+    assert_refused(tightrope("certify", exported / "net.onnx", *options), "(4,)", "(1, 8, 8)")
+
+
 # --------------------------------------------------------------------------------------- modifiers
 
 
@@ -828,6 +955,28 @@ def test_report_makes_one_page_of_several_runs(here):
     outcome = tightrope("report", "run", "other", "--out", "page.html")
     assert outcome.out == "report: page.html\n"
     assert "Certified accuracy against eps" in Path("page.html").read_text()
+
+
+def test_compare_prints_a_line_per_file_and_says_what_differs(here):
+    assert tightrope("certify", "run", "--verifier", "ibp").code == 0
+    assert tightrope("certify", "run", "--verifier", "ibp", "--eps", 0.01).code == 0
+    outcome = tightrope("compare", "run", "--out", "compare.html")
+    header, *lines = outcome.out.splitlines()
+    assert header.split()[-4:] == ["clean", "attacked", "certified", "cost"]
+    assert [line.split()[:5] for line in lines] == [
+        ["run", "ibp", "blobs.npz", eps, "ibp"] for eps in ("0.01", "0.03")
+    ]
+    assert "The rows differ in eps: compare only rows that agree." in outcome.err
+    assert "Clean, attacked and certified" in Path("compare.html").read_text()
+
+
+def test_compare_as_json(here):
+    assert tightrope("compare", "run", "--json").json()["runs"][0]["certified"] is None
+    figures = tightrope("certify", "run", "--verifier", "ibp", "--json").json()
+    (run,) = tightrope("compare", "run", "--json").json()["runs"]
+    assert run["certified"] == figures["certified_accuracy"]
+    assert run["source"] == "certify-ibp-inf-0.03.jsonl"
+    assert_refused(tightrope("compare", "nothing", "--json"), "no run folder at nothing")
 
 
 def test_report_names_what_is_no_run(here):

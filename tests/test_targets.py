@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from tightrope.errors import InputError
 from tightrope.models import build
-from tightrope.targets import ModelFacts, load_target, load_weights, make_model
+from tightrope.targets import ModelFacts, Target, load_target, load_weights, make_model
 
 RECIPE = """
 data = "digits"
@@ -184,3 +185,18 @@ def test_a_factory_that_makes_no_network_is_refused(nets, code, said):
     shutil.rmtree("__pycache__", ignore_errors=True)
     with pytest.raises(InputError, match=said):
         make_model("homemade:net")
+
+
+@pytest.mark.parametrize(
+    ("own", "given"), [((1, 2, 2), (2, 2)), ((4,), (1, 2, 2)), ((4, 1), (2, 2, 1)), ((2, 2, 1), (1, 2, 2))]
+)
+def test_a_network_takes_inputs_that_only_differ_in_ones_and_vectors_take_images(own, given):
+    target = Target(nn.Flatten(), None, None, None, own)
+    x = torch.rand(3, *given)
+    assert torch.equal(target.taking(given)(x), x.flatten(1))
+
+
+def test_a_network_does_not_take_images_whose_channels_lie_elsewhere():
+    target = Target(nn.Flatten(), None, None, None, (2, 2, 3))
+    with pytest.raises(InputError, match=r"\(2, 2, 3\), but those of the data are \(3, 2, 2\)"):
+        target.taking((3, 2, 2))

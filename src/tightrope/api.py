@@ -286,6 +286,7 @@ def certify(
     resume: bool = False,
     device: str = "auto",
     seed: int = 0,
+    jobs: int = 1,
     name: str | None = None,
 ) -> Certification:
     """Judge every example of a data set: robust, falsified, undecided, or misclassified.
@@ -302,6 +303,7 @@ def certify(
         resume: go on from that file.
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
         seed: of the attack's random starts.
+        jobs: processes, each of one thread, on the CPU; the verdicts are the same.
         name: what the data set is called, for whoever reads the file.
 
     Returns:
@@ -311,7 +313,7 @@ def certify(
         InputError: if something given cannot be used.
         SoundnessViolation: if an example is both certified and attacked.
     """
-    where = find_device(device)
+    where = _device_for(jobs, device)
     source = as_source(test_set, where)
     return judge(
         _trace_for(source, copy.deepcopy(model), where),
@@ -324,6 +326,7 @@ def certify(
         out=None if out is None else Path(out),
         resume=resume,
         seed=seed,
+        jobs=jobs,
         about={"data": name, "environment": environment(where, seed)},
     )
 
@@ -340,6 +343,7 @@ def radius(
     out: Path | str | None = None,
     resume: bool = False,
     device: str = "auto",
+    jobs: int = 1,
     name: str | None = None,
 ) -> Radii:
     """The certified radius of every example of a data set: the largest eps that the verifier proves.
@@ -355,6 +359,7 @@ def radius(
         out: file to append radii to (JSON lines).
         resume: go on from that file.
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
+        jobs: processes, each of one thread, on the CPU; the radii are the same.
         name: what the data set is called, for whoever reads the file.
 
     Returns:
@@ -363,7 +368,7 @@ def radius(
     Raises:
         InputError: if something given cannot be used.
     """
-    where = find_device(device)
+    where = _device_for(jobs, device)
     source = as_source(test_set, where)
     return certified_radii(
         _trace_for(source, copy.deepcopy(model), where),
@@ -375,6 +380,7 @@ def radius(
         batch=batch,
         out=None if out is None else Path(out),
         resume=resume,
+        jobs=jobs,
         about={"data": name, "environment": environment(where)},
     )
 
@@ -427,6 +433,14 @@ def find_device(name: str) -> torch.device:
         raise InputError(
             f"there is no device {name!r} here ({str(error).splitlines()[0]}); try --device cpu"
         ) from None
+
+
+def _device_for(jobs: int, name: str) -> torch.device:
+    """The device, where so many processes may use it."""
+    device = torch.device("cpu") if jobs > 1 and name == "auto" else find_device(name)
+    if jobs > 1 and device.type != "cpu":
+        raise InputError(f"several jobs share processors, not {device}: take --device cpu, or one job")
+    return device
 
 
 def _warn_of_radii(recipe: Recipe, method: Method) -> None:

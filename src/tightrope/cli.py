@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import re
 import sys
 import tomllib
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 import click
 import torch
+from click.core import ParameterSource
 
 from tightrope.api import (
     certify,
@@ -27,10 +29,12 @@ from tightrope.api import (
     warn_of_wide,
 )
 from tightrope.attacks import Pgd
-from tightrope.data import as_source, load
+from tightrope.data import Split, as_source, load
 from tightrope.data import names as data_names
 from tightrope.errors import InputError, TightropeError
 from tightrope.files import to_json, write_atomically
+from tightrope.graph import trace
+from tightrope.graph.onnx import write_onnx
 from tightrope.models import build, describe
 from tightrope.models import names as model_names
 from tightrope.recipes import Recipe, options_of, override, parse_recipe, read_recipe
@@ -40,7 +44,15 @@ from tightrope.train import METHODS, MODIFIERS, Interrupted
 from tightrope.train.checkpoint import derive_seed
 from tightrope.train.predict import predict_seconds
 from tightrope.train.schedules import parse_number
-from tightrope.verify import CERTIFICATION_ATTACK, LATENT_ATTACK, VERIFIERS, Certification
+from tightrope.verify import (
+    CERTIFICATION_ATTACK,
+    LATENT_ATTACK,
+    VERIFIERS,
+    Certification,
+    decide,
+    read_vnnlib,
+    write_robustness,
+)
 from tightrope.verify.pipeline import CHUNK
 
 
@@ -244,6 +256,8 @@ def _asking(eps: str, *own: _Option) -> _Option:
         *own,
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
         click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all]"),
+        click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
+                     help="Processes, each of one thread, among which batches of examples are shared."),
         click.option("--out", type=FILE, help="File for what is found.  [default: in the run folder]"),
         click.option("--resume", is_flag=True, help="Go on with that file."),
         click.option("--json", "as_json", is_flag=True, help="Print a JSON object as the last line."),
@@ -285,12 +299,24 @@ def _verifier(names: Iterable[str]) -> _Option:
     show_default=True,
     help="Seconds that each example may take in each stage of the verifier, on average.",
 )
-def certify_command(target: str, verifier: str, **options: Any) -> None:
+@click.option(
+    "--vnnlib",
+    "properties",
+    type=FILE,
+    help="Decide this property (VNN-LIB) instead of the robustness of test examples.",
+)
+def certify_command(target: str, verifier: str, properties: Path | None, **options: Any) -> None:
     """Prove or refute, input by input, that no perturbation within eps changes TARGET's answer.
 
-    TARGET is a run folder, a results folder, or package.module:factory with --weights.
+    TARGET is a run folder, a results folder, an .onnx file, or package.module:factory with --weights.
+
+    With --vnnlib FILE, the answer is unsat (the property is proved), sat (a counter-example follows), or
+    unknown.
     """
-    _judge(target, verifier, **options)
+    if properties is None:
+        _judge(target, verifier, **options)
+    else:
+        _decide(target, verifier, properties, **options)
 
 
 @cli.command("attack")
@@ -308,7 +334,7 @@ def attack_command(context: click.Context, /, target: str, latent: str | None, *
         _judge(target, "none", **options)
         return
     usual = {"attack_steps": LATENT_ATTACK.steps, "attack_step": LATENT_ATTACK.step}
-    unsaid = click.core.ParameterSource.DEFAULT
+    unsaid = ParameterSource.DEFAULT
     options |= {k: v for k, v in usual.items() if context.get_parameter_source(k) is unsaid}
     _attack_latent(target, latent, **options)
 
@@ -327,14 +353,17 @@ def _attack_latent(
     seed: int,
     device: str,
     threads: int | None,
+    jobs: int,
     out: Path | None,
     resume: bool,
     as_json: bool,
 ) -> None:
     if threads:
         torch.set_num_threads(threads)
-    if resume:
-        raise InputError("a latent attack is not resumed: it takes minutes; leave --resume out")
+    if resume or jobs > 1:
+        raise InputError(
+            "a latent attack runs in one process and is not resumed: leave --jobs and --resume out"
+        )
     loaded = load_target(target, weights)
     data, eps = data or loaded.data, loaded.eps if eps is None else eps
     if data is None or eps is None:
@@ -387,14 +416,16 @@ def radius_command(
     batch: int,
     device: str,
     threads: int | None,
+    jobs: int,
     out: Path | None,
     resume: bool,
     as_json: bool,
 ) -> None:
     """Find, input by input, the largest eps at which TARGET is certified, by bisection.
 
-    TARGET is a run folder, a results folder, or package.module:factory with --weights. A radius is always
-    an eps that the verifier certified: the lower end of what bisection left, 0 if there is none.
+    TARGET is a run folder, a results folder, an .onnx file, or package.module:factory with --weights. A
+    radius is always an eps that the verifier certified: the lower end of what bisection left, 0 if there is
+    none.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -409,7 +440,7 @@ def radius_command(
     dataset = load(data)
     out = _file_for(f"radius-{verifier}-{norm}", target, loaded, out, resume)
     result = radius(
-        loaded.model,
+        loaded.taking(dataset.test.shape),
         dataset.test,
         REGIONS[norm](eps),
         tolerance=tolerance,
@@ -419,6 +450,7 @@ def radius_command(
         out=out,
         resume=resume,
         device=device,
+        jobs=jobs,
         name=data,
     )
     summary = result.summary()
@@ -450,6 +482,7 @@ def _judge(
     seed: int,
     device: str,
     threads: int | None,
+    jobs: int,
     out: Path | None,
     resume: bool,
     as_json: bool,
@@ -461,7 +494,7 @@ def _judge(
     data, eps = data or loaded.data, loaded.eps if eps is None else eps
     if data is None or eps is None:
         raise InputError(f"{target} does not say on what data or at which eps: give --data and --eps")
-    attack = Pgd(attack_steps, attack_step, attack_restarts, loss="margin") if attack_steps else None
+    attack = _attack(attack_steps, attack_step, attack_restarts)
     if norm == "inf":
         warn_of_wide(eps)
     if eps == 0:
@@ -469,7 +502,7 @@ def _judge(
     dataset = load(data)
     out = _file_for(f"certify-{verifier}-{norm}-{eps:.4g}", target, loaded, out, resume)
     result = certify(
-        loaded.model,
+        loaded.taking(dataset.test.shape),
         dataset.test,
         REGIONS[norm](eps),
         verifier=verifier,
@@ -480,6 +513,7 @@ def _judge(
         resume=resume,
         device=device,
         seed=seed,
+        jobs=jobs,
         name=data,
     )
     summary = result.summary()
@@ -501,6 +535,63 @@ def _judge(
     return result
 
 
+def _decide(
+    target: str,
+    verifier: str,
+    properties: Path,
+    weights: Path | None,
+    attack_steps: int,
+    attack_step: float,
+    attack_restarts: int,
+    seed: int,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+    time_limit: float,
+    **others: Any,
+) -> None:
+    given = click.get_current_context().get_parameter_source
+    unread = [name for name in sorted(others) if given(name) is not ParameterSource.DEFAULT]
+    if unread:
+        names = ", ".join(f"--{name}" for name in unread)
+        raise InputError(f"{properties} says what is to be proved: leave out {names}")
+    if threads:
+        torch.set_num_threads(threads)
+    loaded = load_target(target, weights)
+    if loaded.input_shape is None:
+        raise InputError(
+            f"{target} does not say what its inputs look like: give a run folder or an .onnx file"
+        )
+    where = find_device(device)
+    graph = trace(loaded.model, loaded.input_shape)
+    queries = read_vnnlib(properties, math.prod(loaded.input_shape), graph.classes)
+    decision = decide(
+        loaded.model,
+        loaded.input_shape,
+        queries,
+        verifier=verifier,
+        attack=_attack(attack_steps, attack_step, attack_restarts),
+        time_limit=time_limit,
+        seed=seed,
+        device=where,
+    )
+    found = decision.counterexample
+    values = {} if found is None else {"X": found.x.flatten().tolist(), "Y": found.y.tolist()}
+    lines = [f"({kind}_{i} {value!r})" for kind, column in values.items() for i, value in enumerate(column)]
+    click.echo(decision.result, err=as_json)
+    if lines:
+        click.echo("({})".format("\n".join(lines)), err=as_json)
+    click.echo(f"boxes: {len(queries)}, undecided: {decision.undecided}; {decision.seconds:.1f} s", err=True)
+    if as_json:
+        facts: dict[str, Any] = {"result": decision.result, "boxes": len(queries)}
+        facts |= {"undecided": decision.undecided, "counterexample": values or None, "verifier": verifier}
+        click.echo(to_json({**facts, "seconds": round(decision.seconds, 3)}))
+
+
+def _attack(steps: int, step: float, restarts: int) -> Pgd | None:
+    return Pgd(steps, step, restarts, loss="margin") if steps else None
+
+
 def _file_for(name: str, target: str, loaded: Target, out: Path | None, resume: bool) -> Path | None:
     """Where to write: `out`, or in a run folder the latest file of this name to resume, else a new one."""
     if out is not None:
@@ -512,6 +603,74 @@ def _file_for(name: str, target: str, loaded: Target, out: Path | None, resume: 
     path = loaded.folder / f"{name}.jsonl"
     existing = [path, *sorted(loaded.folder.glob(f"{name}-*.jsonl"), key=lambda p: p.stat().st_mtime)]
     return existing[-1] if resume else _free(path)
+
+
+# ------------------------------------------------------------------------------------------- export
+
+
+@cli.command("export")
+@click.argument("target")
+@click.option("--weights", type=FILE, help="Weights (.safetensors) of a factory target.")
+@click.option("--onnx", "out", type=FILE, required=True, help="ONNX file to write.")
+@click.option(
+    "--vnnlib",
+    "folder",
+    type=FOLDER,
+    help="Folder for properties (VNN-LIB 1.0), one per test example: its class is robust within eps.",
+)
+@click.option("--data", help="Data set, or a .npz file.  [default: what a run was trained on]")
+@click.option("--eps", type=number, help="l_inf radius in pixel units.  [default: the run's test eps]")
+@click.option("--first", type=click.IntRange(min=1), help="Only the first N test examples.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object as the last line.")
+def export_command(
+    target: str,
+    weights: Path | None,
+    out: Path,
+    folder: Path | None,
+    data: str | None,
+    eps: float | None,
+    first: int | None,
+    as_json: bool,
+) -> None:
+    """Write TARGET's network to an ONNX file, and what is to be proved of it to VNN-LIB files.
+
+    TARGET is a run folder, a results folder, or package.module:factory with --weights. The ONNX file is read
+    back and compared with the network, and with onnxruntime, before it is kept.
+    """
+    loaded = load_target(target, weights)
+    data, eps = data or loaded.data, loaded.eps if eps is None else eps
+    if data is None and (loaded.input_shape is None or folder is not None):
+        raise InputError(f"{target} does not say on what data: give --data")
+    if eps is None and folder is not None:
+        raise InputError(f"{target} does not say at which eps: give --eps")
+    # The data, where they are needed at all, before anything is written.
+    examples = None if data is None or (loaded.input_shape and folder is None) else load(data).test
+    shape = loaded.input_shape or (None if examples is None else examples.shape)
+    assert shape is not None
+    write_onnx(loaded.model, shape, out)
+    click.echo(f"network: {out}", err=as_json)
+    count = 0
+    if folder is not None and examples is not None and eps is not None:
+        count = _write_properties(folder, loaded.taking(examples.shape), examples, eps, first)
+        click.echo(f"properties: {count} in {folder}", err=as_json)
+    if as_json:
+        click.echo(to_json({"onnx": str(out), "properties": count}))
+
+
+def _write_properties(
+    folder: Path, model: torch.nn.Module, examples: Split, eps: float, first: int | None
+) -> int:
+    """One VNN-LIB file per example; how many there are."""
+    region, classes = REGIONS["inf"](eps), trace(model, examples.shape).classes
+    warn_of_wide(eps)
+    count = min(first or len(examples), len(examples))
+    for i in range(count):
+        lower, upper = region.corners(examples.images(torch.tensor([i])).double())
+        label = int(examples.y[i])
+        about = f"test example {i}, class {label}, l_inf eps {eps!r}; a tie is a counter-example"
+        path = folder / f"{i:05d}-eps-{eps:.4g}.vnnlib"
+        write_robustness(path, lower[0], upper[0], label, classes, about)
+    return count
 
 
 # ------------------------------------------------------------------------------------------- report
@@ -527,6 +686,46 @@ def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
     out = out or runs[0] / "report.html"
     write_report(list(runs), out)
     click.echo(f"report: {out}")
+
+
+@cli.command("compare")
+@click.argument("runs", nargs=-1, required=True, type=FOLDER)
+@click.option("--out", type=FILE, help="HTML page with the table and a picture of it.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object as the last line.")
+def compare_command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Put RUNS side by side: clean, attacked and certified accuracy, and cost where it is known.
+
+    A run folder has a line for each of its certify files; a results folder without any has one for the
+    means that it records.
+    """
+    from tightrope.report import compare, differences
+
+    rows = compare(list(runs), out)
+    columns = ("run", "method", "data", "eps", "verifier", "examples", "clean", "attacked", "certified")
+    table = [[*columns, "cost"]]
+    table += [[*(_cell(row.facts[name], name) for name in columns), row.cost or "-"] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    left = len(columns[:5])
+    for line in table:
+        cells = [
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip(), err=as_json)
+    if unlike := differences(rows):
+        click.echo(f"warning: {unlike}", err=True)
+    if out is not None:
+        click.echo(f"comparison: {out}", err=True)
+    if as_json:
+        click.echo(to_json({"runs": [row.facts for row in rows]}))
+
+
+def _cell(value: Any, name: str) -> str:
+    if value is None:
+        return "-"
+    if name in ("clean", "attacked", "certified"):
+        return f"{value:.2%}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @cli.command("list")

@@ -11,11 +11,20 @@ import torch
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
+_sharing = 1  # processes that do the same
+
+
+def share_memory(processes: int) -> None:
+    """Tell this process that it is one of so many, which all take their share of what is free."""
+    global _sharing
+    _sharing = processes
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory that a computation on a device may still take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().available) // _sharing
 
 
 @cache

@@ -1,8 +1,9 @@
-"""Networks to certify or attack: a run folder, a results folder, or a factory with its weights."""
+"""Networks to certify or attack: a run or results folder, an ONNX file, or a factory with its weights."""
 
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 
 from tightrope.errors import InputError
 from tightrope.files import load_tensors, read_json
+from tightrope.graph.onnx import read_onnx
 from tightrope.models import build
 from tightrope.recipes import parse_recipe, read_recipe
 
@@ -49,19 +51,38 @@ class Target:
         data: name of the data set it was trained on, if known.
         eps: radius it was meant to be certified at, if known.
         folder: where verdicts on it are written, if it is a run folder.
+        input_shape: shape of one input, if known.
     """
 
     model: nn.Module
     data: str | None
     eps: float | None
     folder: Path | None
+    input_shape: tuple[int, ...] | None = None
+
+    def taking(self, shape: tuple[int, ...]) -> nn.Module:
+        """The network for inputs of this shape, which may differ from its own in dimensions of size 1.
+
+        A network that takes vectors takes images too, their entries in order.
+
+        Raises:
+            InputError: if it takes other inputs.
+        """
+        wanted = self.input_shape
+        if wanted is None or wanted == shape:
+            return self.model
+        without_ones, given = (tuple(n for n in sizes if n != 1) for sizes in (wanted, shape))
+        vector = len(without_ones) <= 1 and math.prod(wanted) == math.prod(shape)
+        if without_ones != given and not vector:
+            raise InputError(f"the network takes inputs of shape {wanted}, but those of the data are {shape}")
+        return nn.Sequential(nn.Flatten(), nn.Unflatten(1, wanted), self.model).eval()
 
 
 def load_target(target: str, weights: Path | None = None) -> Target:
     """Load a network.
 
     Args:
-        target: a run or results folder, or `package.module:factory`.
+        target: a run or results folder, an `.onnx` file, or `package.module:factory`.
         weights: safetensors file with the factory's weights.
 
     Raises:
@@ -70,6 +91,9 @@ def load_target(target: str, weights: Path | None = None) -> Target:
     folder = Path(target)
     if folder.is_dir():
         return _from_folder(folder)
+    if folder.suffix == ".onnx":
+        network = read_onnx(folder)
+        return Target(network, None, None, None, network.input_shape)
     if ":" in target:
         if weights is None:
             raise InputError(f"{target} is a factory: say where its weights are (--weights FILE.safetensors)")
@@ -77,7 +101,9 @@ def load_target(target: str, weights: Path | None = None) -> Target:
         load_weights(model, weights)
         return Target(model.eval(), None, None, None)
     seen = "is a file" if folder.exists() else "does not exist"
-    raise InputError(f"{target} {seen}: give a run folder, or package.module:factory with --weights")
+    raise InputError(
+        f"{target} {seen}: give a run folder, an .onnx file, or package.module:factory with --weights"
+    )
 
 
 def make_model(factory: str) -> nn.Module:
@@ -142,7 +168,7 @@ def _from_folder(folder: Path) -> Target:
         recipe = parse_recipe(read_recipe(path), str(path))
         data, eps = recipe.data, recipe.with_test_eps(recipe.build_method()).test_eps
     is_run = (folder / "checkpoint").is_dir() or folder.resolve().parent.name == "stages"
-    return Target(model.eval(), data, eps, folder if is_run else None)
+    return Target(model.eval(), data, eps, folder if is_run else None, facts.input_shape)
 
 
 def _read_facts(path: Path) -> ModelFacts:

@@ -326,6 +326,50 @@ def _mark_zero(axes: Axes) -> None:
     axes.set_xlabel("Margin of the deciding stage (more than 0 is safe)")
 
 
+def compared(labels: Sequence[str], rows: Sequence[Mapping[str, Any]], key: str, alt: str) -> Markup:
+    """Clean, attacked and certified accuracy of each row as points on a line, and beside it the costs.
+
+    Args:
+        labels: what each row is called.
+        rows: shares by these names, and `cost_in_plain_epochs`; None where one is not known.
+        key: what the ids in the SVG begin with.
+        alt: the plot in words.
+    """
+    places = list(range(len(rows)))
+    costs = [row["cost_in_plain_epochs"] for row in rows]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 1.2 + 0.5 * len(rows)), layout="constrained")
+        if any(costs):
+            left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+            right.barh(places, [cost or 0 for cost in costs], height=0.45, color=PALETTE["grey"])
+            right.set_title("Cost in plain epochs")
+            right.xaxis.set_major_locator(MaxNLocator(4))
+            right.grid(visible=False, axis="y")
+        else:
+            left = figure.add_subplot()
+        for place, row in zip(places, rows, strict=True):
+            pairs = (("certified", "attacked", 2.4), ("attacked", "clean", 0.8), ("certified", "clean", 0.8))
+            for first, second, width in pairs:
+                ends = [row[first], row[second]]
+                if None not in ends:
+                    left.plot(ends, [place, place], color=PALETTE["grey"], linewidth=width, zorder=1)
+        for name, colour, marker in (
+            ("certified", "blue", "o"),
+            ("attacked", "vermilion", "D"),
+            ("clean", "green", "s"),
+        ):
+            known = {place: row[name] for place, row in enumerate(rows) if row[name] is not None}
+            look: dict[str, Any] = {"s": 34, "color": PALETTE[colour], "marker": marker, "zorder": 2}
+            left.scatter(list(known.values()), list(known), label=name, **look)
+        left.set_yticks(places, labels)
+        left.set_ylim(len(rows) - 0.5, -0.5)
+        left.xaxis.set_major_formatter(PercentFormatter(1.0))
+        left.xaxis.set_major_locator(MaxNLocator(6))
+        left.set_title("Accuracy on test examples")
+        _legend(figure, left)
+        return _svg(figure, key, alt)
+
+
 def radii(curves: Mapping[str, Mapping[str, Radii]], key: str, alt: str) -> Markup:
     """Certified accuracy against eps, one panel per norm and one line per file of radii.
 

@@ -74,6 +74,35 @@ class CertificateView:
 
 
 @dataclass(frozen=True)
+class Row:
+    """One line of a comparison: a certify file, what a results folder records, or a run without either.
+
+    Args:
+        run: what the run is called.
+        anchor: where it is described.
+        summary: data, model and method in one line.
+        facts: what was asked, and what came out: shares in [0, 1], None where it is not known.
+        setting: what was asked, in words; "" if nothing is certified yet.
+        headlines: what came out, in words: clean, attacked, certified.
+        judged: which examples; comparisons need the same.
+    """
+
+    run: str
+    anchor: str
+    summary: str
+    facts: dict[str, Any]
+    setting: str = ""
+    headlines: list[Headline] = field(default_factory=list)
+    judged: Hashable = None
+
+    @property
+    def cost(self) -> str:
+        """Cost in epochs of plain training."""
+        cost = self.facts["cost_in_plain_epochs"]
+        return "" if cost is None else f"{cost:,.0f}"
+
+
+@dataclass(frozen=True)
 class RadiusRow:
     """A file of radii as a line of a table."""
 
@@ -152,14 +181,44 @@ def write_report(runs: Sequence[Path], out: Path, data_root: Path | None = None)
     Example:
         write_report([Path("runs/a"), Path("runs/b")], Path("report.html"))
     """
-    if not runs:
-        raise InputError("no run folder was given; give at least one that `tightrope train --out` made")
-    read = dict(zip(_labels(runs), map(read_run, runs), strict=True))
+    read = _read(runs)
     load = loader(data_root)
     views = [
         _run(label, run, f"run{place}", load) for place, (label, run) in enumerate(read.items(), start=1)
     ]
     several = len(views) > 1
+    title = "Comparison of robustness runs" if several else f"Robustness report: {views[0].name}"
+    _write(out, title, read, views, compared=several)
+
+
+def compare(runs: Sequence[Path], out: Path | None = None) -> list[Row]:
+    """Run or results folders side by side: a line for every certify file, or for what `result.json` records.
+
+    Args:
+        runs: the folders, in the order in which they are shown.
+        out: an HTML file for the table and one picture of it; None writes none.
+
+    Raises:
+        InputError: no folder is given, one is not a run folder, a file in it is broken, or `out` cannot be
+            written.
+    """
+    read = _read(runs)
+    if out is not None:
+        _write(out, "Comparison of robustness runs", read, [], compared=True)
+    return _rows(read)
+
+
+def _read(runs: Sequence[Path]) -> dict[str, Run]:
+    if not runs:
+        raise InputError("no run folder was given; give at least one that `tightrope train --out` made")
+    return dict(zip(_labels(runs), map(read_run, runs), strict=True))
+
+
+def _write(
+    out: Path, title: str, read: Mapping[str, Run], views: Sequence[RunView], *, compared: bool
+) -> None:
+    """Write the page: the comparison, if there is one, and what is said of each run."""
+    rows = _rows(read) if compared else []
     template = Environment(
         loader=PackageLoader("tightrope.report", "."),
         autoescape=True,
@@ -168,15 +227,19 @@ def write_report(runs: Sequence[Path], out: Path, data_root: Path | None = None)
         lstrip_blocks=True,
     ).get_template("report.html.j2")
     page = template.render(
-        title="Comparison of robustness runs" if several else f"Robustness report: {views[0].name}",
+        title=title,
         runs=views,
-        several=several,
-        unlike=_unlike(list(read.values())),
-        curves=_overlay(read) if several else None,
-        staged=_staged(read) if several else None,
+        count=_number(len(read), "run"),
+        compared=compared,
+        rows=rows,
+        costs=any(row.cost for row in rows),
+        unlike=differences(rows),
+        picture=_picture(rows) if any(row.setting for row in rows) else None,
+        curves=_overlay(read) if compared else None,
+        staged=_staged(read) if compared else None,
         sensitivity=_sensitivity(list(read.values())),
         margins=list(_margins_compared(read)),
-        all_radii=_radii_of_all(read) if several else None,
+        all_radii=_radii_of_all(read) if compared else None,
         statuses=STATUS_COLOURS,
     )
     try:
@@ -333,13 +396,6 @@ def _flat(value: object, name: str) -> Iterator[tuple[str, str]]:
 def _certificate(certificate: Certificate, key: str) -> CertificateView:
     counts, verdicts, identity = certificate.counts, certificate.verdicts, certificate.identity
     total = counts["examples"]
-    headlines = [
-        _headline("Clean accuracy", counts["clean_correct"], total),
-        _headline("Attacked accuracy", counts["robust"] + counts["undecided"], total)
-        if certificate.attacked
-        else Headline("Attacked accuracy", "n/a", "no attack was run"),
-        _headline("Certified accuracy", counts["robust"], total),
-    ]
     between = ""
     if counts["undecided"]:
         low, high = counts["robust"], counts["robust"] + counts["undecided"]
@@ -353,7 +409,7 @@ def _certificate(certificate: Certificate, key: str) -> CertificateView:
         title=f"Result with verifier {identity['verifier']}, eps {eps_text(identity['eps'])}",
         setting=_setting(certificate),
         attack=_attack(identity["attack"]),
-        headlines=headlines,
+        headlines=_headlines(certificate),
         between=between,
         shares=[
             (status, count, 100 * count / total)
@@ -363,6 +419,20 @@ def _certificate(certificate: Certificate, key: str) -> CertificateView:
         stages=_stages(verdicts),
         margins=_margins(verdicts, key),
     )
+
+
+def _headlines(certificate: Certificate) -> list[Headline]:
+    counts = certificate.counts
+    total = counts["examples"]
+    return [
+        _headline("Clean accuracy", counts["clean_correct"], total),
+        _headline("Attacked accuracy", counts["robust"] + counts["undecided"], total)
+        if certificate.attacked
+        else Headline("Attacked accuracy", "n/a", "no attack was run"),
+        Headline("Certified accuracy", "n/a", "no verifier was run")
+        if certificate.identity["verifier"] == "none"
+        else _headline("Certified accuracy", counts["robust"], total),
+    ]
 
 
 def _setting(certificate: Certificate) -> str:
@@ -702,17 +772,98 @@ def _numbers(table: Mapping[str, Any], prefix: str = "") -> dict[str, Hashable]:
     return found
 
 
-def _unlike(runs: Sequence[Run]) -> str:
-    """A warning if the rows of the comparison do not measure the same thing."""
+def _rows(runs: Mapping[str, Run]) -> list[Row]:
+    rows: list[Row] = []
+    for place, (label, run) in enumerate(runs.items(), start=1):
+        anchor, facts = f"run{place}", dict(_facts(run))
+        names = [facts[name] for name in ("Data", "Model", "Method") if name in facts]
+        names += [f"trained at eps {facts['Training eps']}"] if "Training eps" in facts else []
+        summary = " · ".join(names)
+        known = {"run": label, "method": facts.get("Method"), "data": facts.get("Data")}
+        known |= {"cost_in_plain_epochs": run.result.get("cost_in_plain_epochs")}
+        found = [_certified_row(label, anchor, summary, known, one) for one in run.certificates]
+        if not found and isinstance(run.result.get("ours"), dict):
+            found = [_recorded_row(label, anchor, summary, known, run)]
+        rows += found or [Row(label, anchor, summary, known | dict.fromkeys(_FIGURES))]
+    return rows
+
+
+_FIGURES = ("eps", "norm", "verifier", "examples", "clean", "attacked", "certified", "source")
+
+
+def _certified_row(label: str, anchor: str, summary: str, known: Mapping[str, Any], one: Certificate) -> Row:
+    counts, identity = one.counts, one.identity
+    facts = {
+        **known,
+        "data": one.data,
+        "eps": identity["eps"],
+        "norm": identity["norm"],
+        "verifier": identity["verifier"],
+        "examples": counts["examples"],
+        "clean": counts["clean_accuracy"],
+        "attacked": counts["attacked_accuracy"],
+        "certified": None if identity["verifier"] == "none" else counts["certified_accuracy"],
+        "source": one.path.name,
+    }
+    judged = frozenset(verdict.index for verdict in one.verdicts)
+    return Row(label, anchor, summary, facts, _setting(one), _headlines(one), judged)
+
+
+def _recorded_row(label: str, anchor: str, summary: str, known: Mapping[str, Any], run: Run) -> Row:
+    """What `result.json` says: means over seeds, of errors in per cent."""
+    ours, eps = run.result["ours"], run.recipe.get("test_eps") if run.recipe else None
+    seeds = _number(len(run.result.get("seeds", [])) or 1, "seed")
+    headlines, shares = [], {}
+    for name, key in (("clean", "clean"), ("attacked", "attacked"), ("certified", "verified")):
+        found = ours.get(f"{key}_error")
+        title = f"{name.capitalize()} accuracy"
+        if isinstance(found, dict) and isinstance(found.get("mean"), int | float):
+            shares[name] = (100 - found["mean"]) / 100
+            deviation = found.get("deviation")
+            spread = f"± {deviation:.2f}, " if isinstance(deviation, int | float) else ""
+            headlines.append(Headline(title, f"{100 - found['mean']:.2f} %", f"{spread}{seeds}"))
+        else:
+            headlines.append(Headline(title, "n/a", "not recorded"))
+    count, verifier = ours.get("examples"), ours.get("verifier")
+    facts = {**known, **dict.fromkeys(_FIGURES), **shares, "source": "result.json"}
+    facts |= {"eps": None if eps is None else float(eps), "norm": "inf", "verifier": verifier}
+    setting = [f"verifier {verifier}", f"eps {eps_text(eps)}" if eps is not None else ""]
+    setting += [_number(count, "test example") if isinstance(count, int) else "", "recorded in result.json"]
+    judged = frozenset(range(count)) if isinstance(count, int) else None
+    facts["examples"] = count
+    return Row(label, anchor, summary, facts, ", ".join(filter(None, setting)), headlines, judged)
+
+
+def differences(rows: Sequence[Row]) -> str:
+    """A warning if the rows of a comparison do not measure the same thing; "" if they do."""
     return _differences(
-        {
-            "data": one.data,
-            "eps": one.identity["eps"],
-            "norm": one.identity["norm"],
-            "examples": frozenset(verdict.index for verdict in one.verdicts),
-        }
-        for run in runs
-        for one in run.certificates
+        {**{name: row.facts[name] for name in ("data", "eps", "norm")}, "examples": row.judged}
+        for row in rows
+        if row.setting
+    )
+
+
+def _picture(rows: Sequence[Row]) -> Plot:
+    shown = [row for row in rows if row.setting]
+    names = [row.run for row in shown]
+    labels = [
+        f"{row.run}\n{row.facts['verifier']}, eps {eps_text(row.facts['eps'] or 0.0)}"
+        if names.count(row.run) > 1
+        else row.run
+        for row in shown
+    ]
+    said = "; ".join(
+        f"{row.run}: " + ", ".join(f"{line.name.lower()} {line.value}" for line in row.headlines)
+        for row in shown
+    )
+    cost = ""
+    if any(row.cost for row in shown):
+        cost = " Cost is counted in epochs of plain training, for the runs that record it."
+    return Plot(
+        "Clean, attacked and certified",
+        figures.compared(labels, [row.facts for row in shown], "compared", said),
+        "Shares of all test examples. The true robust accuracy lies between certified and attacked: the "
+        f"thick line between those two points is what is not decided yet.{cost}",
     )
 
 

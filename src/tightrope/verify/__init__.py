@@ -2,11 +2,13 @@
 
 from tightrope.verify.latent import LATENT_ATTACK, LatentRobustness, latent_robustness
 from tightrope.verify.pipeline import Certification, Judge, certify
+from tightrope.verify.property import CounterExample, Decision, decide
 from tightrope.verify.radius import Radii, Radius, certified_radii, read_radii
 from tightrope.verify.records import read_verdicts
 from tightrope.verify.stages import CERTIFICATION_ATTACK, BoundStage, Finding, Stage
 from tightrope.verify.verdict import Status, Verdict, Witness, summarise
 from tightrope.verify.verifiers import VERIFIERS
+from tightrope.verify.vnnlib import read_vnnlib, write_robustness
 
 __all__ = [
     "CERTIFICATION_ATTACK",
@@ -14,6 +16,8 @@ __all__ = [
     "VERIFIERS",
     "BoundStage",
     "Certification",
+    "CounterExample",
+    "Decision",
     "Finding",
     "Judge",
     "LatentRobustness",
@@ -25,8 +29,11 @@ __all__ = [
     "Witness",
     "certified_radii",
     "certify",
+    "decide",
     "latent_robustness",
     "read_radii",
     "read_verdicts",
+    "read_vnnlib",
     "summarise",
+    "write_robustness",
 ]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tightrope.files import append_lines, fingerprint, save_tensors, to_json, wr
 from tightrope.graph import Graph, recast
 from tightrope.identity import check_identity
 from tightrope.memory import keep_freed
+from tightrope.parallel import each
 from tightrope.progress import Progress
 from tightrope.region import Region
 from tightrope.verify.records import FORMAT, VERDICTS, Kind, R, read_records
@@ -79,6 +81,7 @@ def certify(
     out: Path | None = None,
     resume: bool = False,
     seed: int = 0,
+    jobs: int = 1,
     about: dict[str, Any] | None = None,
 ) -> Certification:
     """Judge every example of a data set.
@@ -94,6 +97,7 @@ def certify(
         out: file to append verdicts to, JSON lines; None keeps them in memory only.
         resume: go on from that file.
         seed: of the attack's random starts.
+        jobs: processes, each of one thread; the verdicts are the same.
         about: further facts for the file's header.
 
     Raises:
@@ -120,7 +124,7 @@ def certify(
     judge = Judge(graph, region, stages, attack, seed, time_limit)
     verdicts = go_through(
         examples,
-        lambda x, y, index: judge(x, y, index, out),
+        partial(judge, out=out),
         VERDICTS,
         header,
         label="certify",
@@ -128,6 +132,7 @@ def certify(
         batch=CHUNK,
         out=out,
         resume=resume,
+        jobs=jobs,
     )
     return Certification(verdicts, header, sum(verdict.seconds for verdict in verdicts))
 
@@ -143,6 +148,7 @@ def go_through(
     batch: int,
     out: Path | None,
     resume: bool,
+    jobs: int = 1,
 ) -> tuple[R, ...]:
     """One record per example, by index; appended to a file batch by batch.
 
@@ -156,14 +162,18 @@ def go_through(
         batch: examples per batch, and between two writes.
         out: the file; None writes none.
         resume: go on from it.
+        jobs: processes to judge in; the file is written by this one alone, in the order in which batches
+            are done.
 
     Raises:
-        InputError: if `first` is no positive number, the file cannot be written, or it already exists
-            and `resume` is not asked for.
+        InputError: if `first` or `jobs` is no positive number, the file cannot be written, or it already
+            exists and `resume` is not asked for.
         IdentityError: if the file to resume from rests on something else.
     """
     if first is not None and first < 1:
         raise InputError(f"the number of examples must be positive, got {first}")
+    if jobs < 1:
+        raise InputError(f"the number of jobs must be positive, got {jobs}")
     known: dict[int, R] = {}
     keep_freed()
     with _only_writer_of(out):
@@ -173,12 +183,12 @@ def go_through(
         # Always the same batches, so that a resumed run attacks from the same random starts.
         chunks = [c for c in torch.arange(total).split(batch) if any(i not in known for i in c.tolist())]
         with Progress(label, total, total - sum(map(len, chunks)), unit="example") as progress:
-            for x, y, index in examples.batches(chunks):
-                records = [record for record in judge(x, y, index) if record.index not in known]
+            for judged in each(judge, examples.batches(chunks), jobs):
+                records = [record for record in judged if record.index not in known]
                 known.update((record.index, record) for record in records)
                 if out is not None:
                     append_lines(out, map(kind.dump, records))
-                progress.advance(len(index))
+                progress.advance(len(judged))
     return tuple(known[i] for i in range(total))
 
 

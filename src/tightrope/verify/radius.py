@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
@@ -122,6 +123,7 @@ def certified_radii(
     batch: int = CHUNK,
     out: Path | None = None,
     resume: bool = False,
+    jobs: int = 1,
     about: dict[str, Any] | None = None,
 ) -> Radii:
     """The certified radius of every example of a data set.
@@ -136,6 +138,7 @@ def certified_radii(
         batch: examples per batch, and between two writes.
         out: file to append radii to, JSON lines; None keeps them in memory only.
         resume: go on from that file.
+        jobs: processes, each of one thread; the radii are the same.
         about: further facts for the file's header.
 
     Raises:
@@ -162,24 +165,9 @@ def certified_radii(
     }
     header = {"format": FORMAT, "identity": identity, **(about or {})}
     exact = recast(graph, torch.float64)
-
-    def search(x: Tensor, y: Tensor, index: Tensor) -> list[Radius]:
-        began = time.perf_counter()
-        x = exact_inputs(x, region)
-        clean = answer(exact, x, y)
-        right = clean.margin > 0
-        radii = x.new_zeros(len(x))
-        radii[right] = bisect(exact, stages, x[right], y[right], region, tolerance)
-        columns = [column.tolist() for column in (index, y, clean.predicted, right, radii)]
-        seconds = (time.perf_counter() - began) / len(y)
-        return [
-            Radius(number, label, predicted, _status(correct, radius), radius, seconds)
-            for number, label, predicted, correct, radius in zip(*columns, strict=True)
-        ]
-
     radii = go_through(
         examples,
-        search,
+        partial(_search, exact, stages, region, tolerance),
         RADII,
         header,
         label="radius",
@@ -187,8 +175,33 @@ def certified_radii(
         batch=batch,
         out=out,
         resume=resume,
+        jobs=jobs,
     )
     return Radii(radii, header)
+
+
+def _search(
+    exact: Graph,
+    stages: Sequence[Stage],
+    region: Region,
+    tolerance: float,
+    x: Tensor,
+    y: Tensor,
+    index: Tensor,
+) -> list[Radius]:
+    """The radii of a batch."""
+    began = time.perf_counter()
+    x = exact_inputs(x, region)
+    clean = answer(exact, x, y)
+    right = clean.margin > 0
+    radii = x.new_zeros(len(x))
+    radii[right] = bisect(exact, stages, x[right], y[right], region, tolerance)
+    columns = [column.tolist() for column in (index, y, clean.predicted, right, radii)]
+    seconds = (time.perf_counter() - began) / len(y)
+    return [
+        Radius(number, label, predicted, _status(correct, radius), radius, seconds)
+        for number, label, predicted, correct, radius in zip(*columns, strict=True)
+    ]
 
 
 def bisect(

@@ -1,0 +1,356 @@
+"""Networks in ONNX files, as PyTorch and others write them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tightrope.bounds import Interval, Linear, Problem
+from tightrope.errors import InputError, UnsupportedOperatorError
+from tightrope.graph import onnx as reader
+from tightrope.graph import recast, trace
+from tightrope.graph.onnx import read_onnx, write_onnx
+from tightrope.region import Box
+from tightrope.spec import Spec
+
+RANDOM = np.random.default_rng(0)
+Shape = list[int | str | None]
+
+
+def array(*shape: int, dtype: str = "float32") -> np.ndarray:
+    return RANDOM.normal(size=shape).astype(dtype)
+
+
+def node(op: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), [output], name=f"the {output}", **attributes)
+
+
+def save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    constants: dict[str, np.ndarray],
+    shape: Shape,
+    kind: int = TensorProto.FLOAT,
+    opset: int = 17,
+) -> Path:
+    """A file with the input `x` and, as its output, what the last node yields."""
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [
+            helper.make_tensor_value_info(
+                nodes[-1].output[0], kind, [f"out{i}" for i in range(min(2, len(shape)))]
+            )
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9), path)
+    return path
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int64)
+
+
+C3, FC = [1, 3, 6, 6], [1, 5]
+NETS: dict[str, tuple[Shape, list[onnx.NodeProto], dict[str, np.ndarray]]] = {
+    "gemm": (
+        ["batch", 5],
+        [
+            node("Gemm", "x w b", "h", transB=1, alpha=0.5, beta=2.0),
+            node("LeakyRelu", "h", "r", alpha=0.2),
+            node("Gemm", "r v", "y"),
+        ],
+        {"w": array(4, 5), "b": array(4), "v": array(4, 3)},
+    ),
+    "tf2onnx: MatMul and Add, batch of one": (
+        FC,
+        [
+            node("MatMul", "x w", "h"),
+            node("Add", "h b", "a"),
+            node("Relu", "a", "r"),
+            node("MatMul", "r v", "m"),
+            node("Add", "c m", "y"),
+        ],
+        {"w": array(5, 4), "b": array(1, 4), "v": array(4, 3), "c": array(3)},
+    ),
+    "without a batch": ([5], [node("MatMul", "x w", "h"), node("Sigmoid", "h", "y")], {"w": array(5, 4)}),
+    "a column, with the constants on the left, as in mnist-fc": (
+        [1, 5, 1],
+        [
+            node("MatMul", "w x", "h"),
+            node("Add", "h b", "a"),
+            node("Relu", "a", "r"),
+            node("MatMul", "v r", "m"),
+            node("Flatten", "m", "y"),
+        ],
+        {"w": array(4, 5), "b": array(4, 1), "v": array(3, 4)},
+    ),
+    "acasxu: Sub, Flatten, and a constant node": (
+        [1, 1, 1, 5],
+        [
+            node("Sub", "x mean", "s"),
+            node("Flatten", "s", "f", axis=-3),
+            helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(array(5, 3))),
+            node("Transpose", "w", "wt", perm=[1, 0]),
+            node("Gemm", "f wt", "y", transB=1),
+        ],
+        {"mean": array(1, 1, 1, 5)},
+    ),
+    "PyTorch of old: the shape of a batch is computed": (
+        ["n", 3, 2, 2],
+        [
+            node("Shape", "x", "s"),
+            node("Gather", "s zero", "g", axis=0),
+            node("Unsqueeze", "g axis", "u"),
+            node("Concat", "u rest", "t", axis=0),
+            node("Reshape", "x t", "f"),
+            node("MatMul", "f w", "y"),
+        ],
+        {"zero": np.array(0), "axis": ints(0), "rest": ints(-1), "w": array(12, 3)},
+    ),
+    "convolution with every attribute, BatchNorm": (
+        ["n", 4, 7, 8],
+        [
+            node("Conv", "x w b", "c", strides=[2, 1], pads=[1, 0, 1, 0], dilations=[1, 2], group=2),
+            node("BatchNormalization", "c s t m v", "n", epsilon=0.1),
+            node("Tanh", "n", "a"),
+            node("Flatten", "a", "f"),
+            node("ReduceMean", "a", "r", axes=[2, 3], keepdims=0),
+            node("Concat", "f r", "y", axis=1),
+        ],
+        {"w": array(6, 2, 3, 2), "b": array(6), "s": array(6), "t": array(6), "m": array(6)}
+        | {"v": abs(array(6))},
+    ),
+    "convolution padded on one side": (
+        C3,
+        [
+            node("Conv", "x w", "c", pads=[0, 1, 1, 2]),
+            node("Conv", "c v", "d", auto_pad="SAME_UPPER", strides=[2, 2]),
+            node("Conv", "d v", "e", auto_pad="SAME_LOWER", strides=[2, 2]),
+            node("Conv", "e u", "f", auto_pad="VALID"),
+            node("Flatten", "f", "y"),
+        ],
+        {"w": array(2, 3, 2, 3), "v": array(2, 2, 2, 2), "u": array(3, 2, 1, 1)},
+    ),
+    "pooling": (
+        C3,
+        [
+            node("MaxPool", "x", "m", kernel_shape=[2, 2], pads=[1, 1, 1, 1]),
+            node("AveragePool", "m", "a", kernel_shape=[3, 2], pads=[1, 0, 1, 0], strides=[1, 2]),
+            node("AveragePool", "a", "b", kernel_shape=[2, 2], pads=[0, 1, 1, 0], count_include_pad=1),
+            node("AveragePool", "b", "c", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+            node("GlobalAveragePool", "c", "g"),
+            node("Squeeze", "g axes", "y"),
+        ],
+        {"axes": ints(2, 3)},
+    ),
+    "padding, casts, residual sums and reshapes": (
+        C3,
+        [
+            node("Pad", "x pads one", "p"),
+            node("Identity", "p", "i"),
+            node("Cast", "i", "c", to=TensorProto.FLOAT),
+            node("Dropout", "c", "d"),
+            node("Mul", "d scale", "m"),
+            node("Div", "m scale", "q"),
+            node("Neg", "q", "n"),
+            node("Sub", "scale n", "s"),
+            node("Sub", "s d", "r"),
+            node("Add", "r n", "a"),
+            node("Unsqueeze", "a zero", "u"),
+            node("Reshape", "u minus", "y"),
+        ],
+        {"pads": ints(0, 0, 1, 0, 0, 0, 0, 2), "one": np.array(1, "float32"), "scale": array(1, 3, 1, 1)}
+        | {"zero": ints(0), "minus": ints(0, -1)},
+    ),
+    "tensorflow's layout of grey images": (
+        [1, 4, 4, 1],
+        [
+            node("Transpose", "x", "t", perm=[0, 3, 1, 2]),
+            node("Conv", "t w", "c"),
+            node("Reshape", "c to", "y"),
+        ],
+        {"w": array(2, 1, 2, 2), "to": ints(1, 18)},
+    ),
+    "one dimension": (
+        [1, 2, 6],
+        [
+            node("Conv", "x w", "c"),
+            node("MaxPool", "c", "m", kernel_shape=[2], strides=[2]),
+            node("Flatten", "m", "y"),
+        ],
+        {"w": array(3, 2, 3)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_network_is_read_and_computes_what_onnxruntime_does(name, tmp_path):
+    shape, nodes, constants = NETS[name]
+    network = read_onnx(save(tmp_path / "net.onnx", nodes, constants, shape))  # compares them itself
+    lead = len(shape) > 1 and not (isinstance(shape[0], int) and shape[0] > 1)
+    assert network.input_shape == tuple(shape[1:] if lead else shape)
+    graph = trace(network, network.input_shape)
+    x = torch.rand(3, *network.input_shape)
+    logits = graph.run(x)[0]
+    box = Problem(graph, x, Box(0.01), Spec.logits(3, graph.classes, x))
+    for engine in (Interval(), Linear("adaptive", "interval")):
+        bounds = engine(box)
+        assert (bounds.lower <= logits + 1e-5).all()
+        assert (logits - 1e-5 <= bounds.upper).all()
+
+
+def test_a_network_read_goes_on_in_another_precision(tmp_path):
+    shape, nodes, constants = NETS["convolution with every attribute, BatchNorm"]
+    network = read_onnx(save(tmp_path / "net.onnx", nodes, constants, shape))
+    exact = recast(trace(network, network.input_shape), torch.float64)
+    x = torch.rand(2, *network.input_shape)
+    assert torch.allclose(exact.run(x.double())[0].float(), network(x), atol=1e-5)
+
+
+def test_a_network_in_float64_is_read_as_such(tmp_path):
+    nodes, weight = [node("MatMul", "x w", "y")], array(5, 3, dtype="float64")
+    network = read_onnx(save(tmp_path / "net.onnx", nodes, {"w": weight}, FC, TensorProto.DOUBLE))
+    x = torch.rand(2, 5, dtype=torch.float64)
+    assert torch.equal(network(x), x @ torch.from_numpy(weight))
+
+
+def test_every_operator_that_cannot_be_read_is_reported_with_its_node(tmp_path):
+    nodes = [
+        node("Erf", "x", "a"),
+        node("Mul", "x x", "square"),
+        node("Transpose", "x", "turned", perm=[0, 2, 1]),
+        node("Relu", "turned", "b"),
+        node("Gelu", "b", "c"),
+        node("Softmax", "c", "d"),
+    ]
+    path = save(tmp_path / "net.onnx", nodes, {}, [1, 3, 4], opset=20)
+    with pytest.raises(UnsupportedOperatorError) as error:
+        read_onnx(path)
+    for place in (
+        "the a (Erf): not supported",
+        "the square (Mul): of two values it is not affine",
+        "the turned (Transpose): it is not only a reshape",
+        "the c (Gelu): not supported",
+        "the d (Softmax): not supported; Softmax does not change which class wins",
+    ):
+        assert place in str(error.value)
+    assert "Relu" not in str(error.value)
+
+
+REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
+    "values broadcast": (
+        [node("GlobalAveragePool", "x", "g"), node("Add", "x g", "y")],
+        {},
+        "broadcasts one value",
+    ),
+    "a value grows": ([node("Add", "x c", "y")], {"c": array(1, 3, 6, 6)[:, :, None]}, "broadcasts a value"),
+    "batches joined": ([node("Concat", "x x", "y", axis=0)], {}, "joins along the batch"),
+    "constants joined": ([node("Concat", "x c", "y", axis=1)], {"c": array(1, 1, 6, 6)}, "joins constants"),
+    "a batch padded": ([node("Pad", "x p", "y")], {"p": ints(1, 0, 0, 0, 0, 0, 0, 0)}, "pads the batch"),
+    "a mirror": ([node("Pad", "x p", "y", mode="reflect")], {"p": ints(*[0] * 8)}, "finite constant"),
+    "divided by": ([node("Div", "c x", "y")], {"c": array(1)}, "divided by a value is not affine"),
+    "rounded": ([node("Cast", "x", "y", to=TensorProto.FLOAT16)], {}, "it rounds"),
+    "trained on": (
+        [node("BatchNormalization", "x c c c c", "y", training_mode=1)],
+        {"c": array(3)},
+        "training mode",
+    ),
+    "random": ([node("RandomNormal", "", "r", shape=[1]), node("Add", "x r", "y")], {}, "it is random"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_be_read_wrongly_is_refused(name, tmp_path):
+    nodes, constants, message = REFUSED[name]
+    nodes[0].input[:] = [i for i in nodes[0].input if i]
+    with pytest.raises(UnsupportedOperatorError, match=message):
+        read_onnx(save(tmp_path / "net.onnx", nodes, constants, C3))
+
+
+def test_files_that_are_no_networks_of_one_input_are_refused(tmp_path):
+    with pytest.raises(InputError, match="is missing"):
+        read_onnx(tmp_path / "net.onnx")
+    (tmp_path / "net.onnx").write_bytes(b"not a network")
+    with pytest.raises(InputError, match="not a valid ONNX file"):
+        read_onnx(tmp_path / "net.onnx")
+    relu = [node("Relu", "x", "y")]
+    with pytest.raises(InputError, match="float32 or float64"):
+        read_onnx(save(tmp_path / "net.onnx", relu, {}, FC, TensorProto.FLOAT16))
+    with pytest.raises(InputError, match="no fixed shape"):
+        read_onnx(save(tmp_path / "net.onnx", relu, {}, ["n", "width"]))
+    constant = [node("Relu", "c", "y")]
+    with pytest.raises(InputError, match="does not depend on the input"):
+        read_onnx(save(tmp_path / "net.onnx", constant, {"c": array(1, 3)}, FC))
+
+
+def test_a_reader_that_computes_something_else_is_found_out(tmp_path, monkeypatch):
+    wrong: Callable[[Any], nn.Module] = lambda call: nn.LeakyReLU(0.3)  # noqa: E731
+    monkeypatch.setitem(reader._RULES, "LeakyRelu", wrong)
+    path = save(tmp_path / "net.onnx", [node("LeakyRelu", "x", "y", alpha=0.2)], {}, FC)
+    with pytest.raises(InputError, match=r"onnxruntime do not agree: the largest difference .* is 0\.\d+"):
+        read_onnx(path)
+
+
+def test_without_onnxruntime_one_is_told_that_nothing_was_compared(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.warns(UserWarning, match="not compared with onnxruntime"):
+        read_onnx(save(tmp_path / "net.onnx", [node("Relu", "x", "y")], {}, FC))
+
+
+def test_without_the_package_the_error_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(InputError, match=r"pip install 'tightrope\[onnx\]'"):
+        read_onnx(tmp_path / "net.onnx")
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.last = nn.Linear(27, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first((x - 0.1) / 0.3)
+        return self.last(F.max_pool2d(F.relu(self.norm(h)) + h, 2).flatten(1))
+
+
+def test_what_was_written_is_read_again_and_says_nothing_of_this_machine(tmp_path, capfd):
+    torch.manual_seed(0)
+    net = Residual().train()
+    net(torch.rand(8, 1, 6, 6))
+    write_onnx(net, (1, 6, 6), tmp_path / "net.onnx")
+    assert net.training
+    assert b"site-packages" not in (tmp_path / "net.onnx").read_bytes()
+    x = torch.rand(5, 1, 6, 6)
+    again = read_onnx(tmp_path / "net.onnx")
+    assert torch.allclose(again(x), net.eval()(x), atol=1e-5)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    net = nn.Sequential(nn.Linear(3, 2))
+    monkeypatch.setattr(reader, "_export", lambda network, x: save_and_load(tmp_path))
+    with pytest.raises(InputError, match="what was exported and the network do not agree"):
+        write_onnx(net, (3,), tmp_path / "net.onnx")
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def save_and_load(folder: Path) -> onnx.ModelProto:
+    with warnings.catch_warnings():
+        return onnx.load(
+            save(folder / "other.onnx", [node("MatMul", "x w", "y")], {"w": array(3, 2)}, [1, 3])
+        )
