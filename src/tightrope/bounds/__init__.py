@@ -1,5 +1,6 @@
 """Engines: sound bounds of a network over a region."""
 
+from tightrope.bounds.alpha import Optimised, alpha_crown, zonotope
 from tightrope.bounds.base import Bounds, Engine, Estimate, Estimator, Guarantee, Problem
 from tightrope.bounds.compose import Intersect, Mix
 from tightrope.bounds.interval import Interval
@@ -18,10 +19,13 @@ __all__ = [
     "Interval",
     "Linear",
     "Mix",
+    "Optimised",
     "Problem",
     "Projected",
     "RelaxedNetwork",
+    "alpha_crown",
     "crown",
     "crown_ibp",
     "fast_lin",
+    "zonotope",
 ]

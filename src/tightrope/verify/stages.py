@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Engine, Intersect, Interval, Linear, Problem
+from tightrope.bounds import Bounds, Engine, Intersect, Interval, Linear, Optimised, Problem
 from tightrope.errors import InputError, TightropeError
 from tightrope.graph import Graph
 from tightrope.region import Region
@@ -113,14 +113,52 @@ class BoundStage:
         bounds = self.engine(Problem(graph, x, region, Spec.margins(y, graph.classes, x)))
         if not isinstance(bounds, Bounds):
             raise TightropeError(f"{self.name} yields estimates, which prove nothing; use a sound verifier")
-        margin = _finite(smallest_margin(bounds.lower, y))
-        size = torch.maximum(bounds.lower.abs(), bounds.upper.abs()).amax(1)
-        return Finding(margin > SLACK_ABSOLUTE + SLACK_RELATIVE * size, margin)
+        margin = finite(smallest_margin(bounds.lower, y))
+        return Finding(margin > slack(bounds), margin)
+
+
+def slack(bounds: Bounds) -> Float[Tensor, "batch"]:
+    """What a lower bound must exceed before it proves anything, since all of this is rounded."""
+    size = torch.maximum(bounds.lower.abs(), bounds.upper.abs()).amax(1)
+    return SLACK_ABSOLUTE + SLACK_RELATIVE * size
+
+
+@dataclass(frozen=True)
+class ClimbStage:
+    """As `BoundStage`, with slopes that climb until all is proved or time is over.
+
+    Args:
+        name: how verdicts call it.
+        engine: what climbs.
+    """
+
+    name: str
+    engine: Optimised
+
+    cheap: ClassVar[bool] = False
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        graph: Graph,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, "batch"],
+        region: Region,
+        limit: float = math.inf,
+    ) -> Finding:
+        """See `Stage`."""
+        # The slack grows with the bounds, which are no larger than those of intervals.
+        intervals = Interval()(Problem(graph, x, region, Spec.margins(y, graph.classes, x)))
+        enough = float(slack(intervals).max()) if len(x) else 0.0
+        engine = replace(self.engine, enough=enough, seconds=limit * len(x))
+        return BoundStage(self.name, engine)(graph, x, y, region)
 
 
 _CROWN_IBP = Linear("adaptive", "interval", sides="lower")
 _CROWN = Linear("adaptive", "linear", sides="lower")
 _FAST_LIN = Linear("parallel", "linear", sides="lower")
+_ALPHA_CROWN = ClimbStage("alpha-crown", Optimised("triangle", iterations=20, sides="lower"))
+_ZONOTOPE = ClimbStage("zonotope", Optimised("parallel", iterations=100, sides="lower"))
 
 IBP = BoundStage("ibp", Interval(), cheap=True)
 
@@ -130,10 +168,13 @@ VERIFIERS: dict[str, tuple[Stage, ...]] = {
     "crown-ibp": (BoundStage("crown-ibp", _CROWN_IBP, cheap=True),),
     "fast-lin": (BoundStage("fast-lin", _FAST_LIN),),
     "crown": (BoundStage("crown", _CROWN),),
+    "zonotope": (_ZONOTOPE,),
+    "alpha-crown": (_ALPHA_CROWN,),
     "cascade": (
         IBP,
         BoundStage("crown-ibp", Intersect(_CROWN_IBP, Interval()), cheap=True),
         BoundStage("crown", Intersect(_CROWN, Interval())),
+        _ALPHA_CROWN,
     ),
 }
 
@@ -178,7 +219,7 @@ def answer(graph: Graph, point: Float[Tensor, "batch *shape"], y: Int[Tensor, "b
     label = y.unsqueeze(1)
     margin = smallest_margin(logits.gather(1, label) - logits, y)
     rival = logits.scatter(1, label, -torch.inf).argmax(1)
-    return Answers(point, _finite(margin), torch.where(margin > 0, y, rival))
+    return Answers(point, finite(margin), torch.where(margin > 0, y, rival))
 
 
 def attack_stage(
@@ -205,5 +246,6 @@ def attack_stage(
     return answer(graph, region.project(x, found.double()), y)
 
 
-def _finite(margin: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+def finite(margin: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    """Margins that JSON can hold."""
     return margin.clamp(-LARGEST, LARGEST)
