@@ -154,6 +154,7 @@ class TestClimb:
             problem = (*self.some(seed), Box(0.12))
             ours, theirs = (find_verifier(n)[0](*problem) for n in (name, weaker))
             assert (ours.proved >= theirs.proved).all()
+            assert (ours.margin >= theirs.margin - 1e-12).all()
             more += int((ours.proved > theirs.proved).sum())
         assert more
 

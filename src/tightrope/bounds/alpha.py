@@ -413,24 +413,23 @@ class Optimised:
         known: Float[Tensor, "batch rows"],
         deadline: float,
     ) -> Float[Tensor, "batch rows"]:
-        """The bounds of all rows but those that are 0, or known to be large enough."""
+        """The bounds of all rows but those that are 0; those known to be large enough do not climb."""
         graph, x, region = problem.graph, problem.x, problem.region
         with torch.no_grad():
             fixed = Frame.over(graph, x, region, boxes, self.lines)
         trained = Frame.over(graph, x, region, boxes, self.lines) if torch.is_grad_enabled() else None
-        wanted = (rows != 0).any(2) & ~(known > self.enough)
-        places = wanted.nonzero()
+        enough = torch.full_like(known, self.enough).masked_fill(known > self.enough, -torch.inf)
+        places = (rows != 0).any(2).nonzero()
         results = []
         for members, row, by in in_turns(places, graph, x, deadline):
             frame, chosen = fixed.at(members), rows[members, row].unsqueeze(1)
-            limit = chosen.new_full((len(chosen),), self.enough)
             best = climb(
                 frame,
                 chosen.detach(),
                 frame.slopes(),
                 iterations=self.iterations,
                 rate=self.rate,
-                enough=limit,
+                enough=enough[members, row],
                 deadline=by,
             )
             if trained is None:
