@@ -12,7 +12,8 @@ from tightrope.errors import InputError, TightropeError
 from tightrope.graph import recast, trace
 from tightrope.region import Box, L1Ball, L2Ball
 from tightrope.verify import VERIFIERS, BoundStage
-from tightrope.verify.stages import IBP, LARGEST, answer, attack_stage, find_verifier
+from tightrope.verify.stages import LARGEST, answer, attack_stage
+from tightrope.verify.verifiers import IBP, find_verifier
 
 from .conftest import handmade, random_net
 

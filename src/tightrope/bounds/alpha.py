@@ -185,6 +185,14 @@ class Frame:
                 these signs (Wang et al. 2021, beta-CROWN).
             reached: as for `linear.lower_bound`.
         """
+        last = len(self.graph.nodes) - 1
+        seen = self.steps(slopes, push)
+        return dot(rows, self.end) + pull_from(self.graph, self.x, self.region, last, rows, seen, reached)
+
+    def steps(
+        self, slopes: Float[Tensor, "batch most"], push: Float[Tensor, "batch most"] | None = None
+    ) -> dict[int, Step]:
+        """Every activation, seen from the path, with these slopes and multipliers; see `bound`."""
         low = self.low.scatter(1, self.places, slopes)
         high, above = self.high, None
         if self.lines == "triangle":
@@ -203,9 +211,7 @@ class Frame:
                 None if pushed is None else of(pushed),
                 of(self.entering),
             )
-        last = len(self.graph.nodes) - 1
-        start = dot(rows, self.end)
-        return start + pull_from(self.graph, self.x, self.region, last, rows, seen, reached)
+        return seen
 
     def slices(self) -> Iterator[tuple[int, slice]]:
         """Where the neurons of each ReLU and LeakyReLU lie among those of all."""

@@ -28,8 +28,9 @@ from tightrope.memory import keep_freed
 from tightrope.progress import Progress
 from tightrope.region import Region
 from tightrope.verify.records import FORMAT, VERDICTS, Kind, R, read_records
-from tightrope.verify.stages import Stage, answer, attack_stage, find_verifier
+from tightrope.verify.stages import Stage, answer, attack_stage
 from tightrope.verify.verdict import Status, Verdict, Witness, summarise
+from tightrope.verify.verifiers import find_verifier
 
 CHUNK = 250  # examples per batch, and between two writes
 

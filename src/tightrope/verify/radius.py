@@ -26,7 +26,8 @@ from tightrope.graph import Graph, recast
 from tightrope.region import Region
 from tightrope.verify.pipeline import CHUNK, exact_inputs, go_through, identify
 from tightrope.verify.records import Count, Kind, Length, read_records
-from tightrope.verify.stages import Stage, answer, find_verifier
+from tightrope.verify.stages import Stage, answer
+from tightrope.verify.verifiers import find_verifier
 
 FORMAT = "tightrope-radius/1"
 

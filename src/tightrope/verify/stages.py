@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -12,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Engine, Intersect, Interval, Linear, Optimised, Problem
-from tightrope.errors import InputError, TightropeError
+from tightrope.bounds import Bounds, Engine, Interval, Optimised, Problem
+from tightrope.errors import TightropeError
 from tightrope.graph import Graph
 from tightrope.region import Region
 from tightrope.spec import Spec, smallest_margin
@@ -152,44 +151,6 @@ class ClimbStage:
         enough = float(slack(intervals).max()) if len(x) else 0.0
         engine = replace(self.engine, enough=enough, seconds=limit * len(x))
         return BoundStage(self.name, engine)(graph, x, y, region)
-
-
-_CROWN_IBP = Linear("adaptive", "interval", sides="lower")
-_CROWN = Linear("adaptive", "linear", sides="lower")
-_FAST_LIN = Linear("parallel", "linear", sides="lower")
-_ALPHA_CROWN = ClimbStage("alpha-crown", Optimised("triangle", iterations=20, sides="lower"))
-_ZONOTOPE = ClimbStage("zonotope", Optimised("parallel", iterations=100, sides="lower"))
-
-IBP = BoundStage("ibp", Interval(), cheap=True)
-
-VERIFIERS: dict[str, tuple[Stage, ...]] = {
-    "none": (),
-    "ibp": (IBP,),
-    "crown-ibp": (BoundStage("crown-ibp", _CROWN_IBP, cheap=True),),
-    "fast-lin": (BoundStage("fast-lin", _FAST_LIN),),
-    "crown": (BoundStage("crown", _CROWN),),
-    "zonotope": (_ZONOTOPE,),
-    "alpha-crown": (_ALPHA_CROWN,),
-    "cascade": (
-        IBP,
-        BoundStage("crown-ibp", Intersect(_CROWN_IBP, Interval()), cheap=True),
-        BoundStage("crown", Intersect(_CROWN, Interval())),
-        _ALPHA_CROWN,
-    ),
-}
-
-
-def find_verifier(name: str) -> tuple[Stage, ...]:
-    """The stages of a verifier by name.
-
-    Raises:
-        InputError: if there is no such verifier.
-    """
-    if name not in VERIFIERS:
-        nearest = difflib.get_close_matches(name, VERIFIERS, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise InputError(f"there is no verifier {name!r}: {hint}Choose {', '.join(VERIFIERS)}")
-    return VERIFIERS[name]
 
 
 CERTIFICATION_ATTACK = Pgd(steps=40, step=0.1, loss="margin")

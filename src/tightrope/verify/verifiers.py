@@ -1,0 +1,49 @@
+"""The verifiers by name: which stages each is made of."""
+
+from __future__ import annotations
+
+import difflib
+
+from tightrope.bounds import Intersect, Interval, Linear, Optimised
+from tightrope.errors import InputError
+from tightrope.verify.bab import BranchAndBound
+from tightrope.verify.stages import BoundStage, ClimbStage, Stage
+
+_CROWN_IBP = Linear("adaptive", "interval", sides="lower")
+_CROWN = Linear("adaptive", "linear", sides="lower")
+_FAST_LIN = Linear("parallel", "linear", sides="lower")
+_ALPHA_CROWN = ClimbStage("alpha-crown", Optimised("triangle", iterations=20, sides="lower"))
+_ZONOTOPE = ClimbStage("zonotope", Optimised("parallel", iterations=100, sides="lower"))
+
+IBP = BoundStage("ibp", Interval(), cheap=True)
+
+VERIFIERS: dict[str, tuple[Stage, ...]] = {
+    "none": (),
+    "ibp": (IBP,),
+    "crown-ibp": (BoundStage("crown-ibp", _CROWN_IBP, cheap=True),),
+    "fast-lin": (BoundStage("fast-lin", _FAST_LIN),),
+    "crown": (BoundStage("crown", _CROWN),),
+    "zonotope": (_ZONOTOPE,),
+    "alpha-crown": (_ALPHA_CROWN,),
+    "complete": (BranchAndBound(),),
+    "cascade": (
+        IBP,
+        BoundStage("crown-ibp", Intersect(_CROWN_IBP, Interval()), cheap=True),
+        BoundStage("crown", Intersect(_CROWN, Interval())),
+        _ALPHA_CROWN,
+        BranchAndBound(strict=False),
+    ),
+}
+
+
+def find_verifier(name: str) -> tuple[Stage, ...]:
+    """The stages of a verifier by name.
+
+    Raises:
+        InputError: if there is no such verifier.
+    """
+    if name not in VERIFIERS:
+        nearest = difflib.get_close_matches(name, VERIFIERS, n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise InputError(f"there is no verifier {name!r}: {hint}Choose {', '.join(VERIFIERS)}")
+    return VERIFIERS[name]
