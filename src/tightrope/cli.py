@@ -33,6 +33,7 @@ from tightrope.train.predict import predict_seconds
 from tightrope.train.schedules import parse_number
 from tightrope.verify import CERTIFICATION_ATTACK, VERIFIERS, Certification
 from tightrope.verify.pipeline import CHUNK
+from tightrope.verify.radius import TIME_LIMIT
 
 
 def number(text: str) -> float:
@@ -298,6 +299,8 @@ def attack_command(target: str, **options: Any) -> None:
                  help="A radius is at most this much below an eps at which the verifier fails."),
     click.option("--batch", type=click.IntRange(min=1), default=CHUNK, show_default=True,
                  help="Examples at once, and between two writes."),
+    click.option("--time-limit", type=number, default=TIME_LIMIT, show_default=True,
+                 help="Seconds that each example may take in each stage at each eps, on average."),
 )  # fmt: skip
 @_verifier(name for name, stages in VERIFIERS.items() if stages)
 def radius_command(
@@ -310,6 +313,7 @@ def radius_command(
     first: int | None,
     tolerance: float,
     batch: int,
+    time_limit: float,
     device: str,
     threads: int | None,
     out: Path | None,
@@ -341,6 +345,7 @@ def radius_command(
         verifier=verifier,
         first=first,
         batch=batch,
+        time_limit=time_limit,
         out=out,
         resume=resume,
         device=device,

@@ -300,28 +300,32 @@ def climb(
         most = torch.cat([torch.where(signs == 0, 1.0, fixed), torch.where(signs == 0, 0.0, torch.inf)], 1)
         point, rates = torch.cat([slopes, multipliers], 1), torch.cat([rates, rates / 2], 1)
     point = point.clamp(least, most)
-    best, best_point = rows.new_full((len(rows),), -torch.inf), point.clone()
+    # Many bounds suffice as they are: only the others are worth keeping what a gradient needs.
+    with torch.no_grad():
+        best, best_point = _bound(frame, rows, point, signs), point.clone()
+    best = torch.where(best.isnan(), -torch.inf, best)
     members = torch.arange(len(rows), device=rows.device)
     adam = Adam(torch.zeros_like(point), torch.zeros_like(point))
-    for step in range(iterations + 1):
-        goes_on = step < iterations and point.shape[1] > 0 and time.perf_counter() < deadline
-        with torch.set_grad_enabled(goes_on):
-            point = point.detach().requires_grad_(goes_on)
-            bound = _bound(frame, rows, point, signs)
-        found = bound.detach()
-        better = found > best[members]  # what is not a number never is
-        best[members] = torch.where(better, found, best[members])
-        best_point[members[better]] = point.detach()[better]
+    steps = iterations if point.shape[1] else 0
+    for step in range(steps + 1 if steps else 0):
         open_ = ~(best[members] > enough[members])
-        if not goes_on or not open_.any():
+        if not open_.any() or time.perf_counter() >= deadline:
             break
-        (gradient,) = torch.autograd.grad(bound, point, torch.ones_like(bound))
-        point = adam.ascend(point.detach(), gradient, rates * DECAY**step).clamp(least, most)
         if open_.sum() < KEPT * len(open_):
             kept = open_.nonzero().squeeze(1)
             frame, rows, members, adam = frame.at(kept), rows[kept], members[kept], adam.at(kept)
             point, least, most, rates = point[kept], least[kept], most[kept], rates[kept]
             signs = None if signs is None else signs[kept]
+        last = step == steps
+        with torch.set_grad_enabled(not last):
+            point = point.detach().requires_grad_(not last)
+            bound = _bound(frame, rows, point, signs)
+        better = bound.detach() > best[members]  # what is not a number never is
+        best[members] = torch.where(better, bound.detach(), best[members])
+        best_point[members[better]] = point.detach()[better]
+        if not last:
+            (gradient,) = torch.autograd.grad(bound, point, torch.ones_like(bound))
+            point = adam.ascend(point.detach(), gradient, rates * DECAY**step).clamp(least, most)
     return Climb(best, *_parts(best_point, signs is not None))
 
 
@@ -400,16 +404,16 @@ class Optimised:
         """See `Engine`."""
         deadline = time.perf_counter() + self.seconds
         slope: Any = "adaptive" if self.lines == "triangle" else "parallel"
-        boxes = problem.bounds(Linear(slope, "linear", sides="none")).boxes
-        interval = problem.bounds(Interval())
-        rows, known = problem.spec.rows, interval.lower
+        begun, interval = problem.bounds(Linear(slope, "linear", self.sides)), problem.bounds(Interval())
+        rows, known = problem.spec.rows, torch.maximum(begun.lower, interval.lower)
         if self.sides == "both":
-            rows, known = torch.cat([rows, -rows], 1), torch.cat([known, -interval.upper], 1)
-        found = torch.maximum(known, self._optimise(problem, boxes, rows, known, deadline))
+            negated = torch.maximum(-begun.upper, -interval.upper)
+            rows, known = torch.cat([rows, -rows], 1), torch.cat([known, negated], 1)
+        found = torch.maximum(known, self._optimise(problem, begun.boxes, rows, known, deadline))
         if self.sides == "lower":
-            return Bounds(found, interval.upper, boxes=boxes)
+            return Bounds(found, interval.upper, boxes=begun.boxes)
         lower, negated = found.chunk(2, 1)
-        return Bounds(lower, -negated, boxes=boxes)
+        return Bounds(lower, -negated, boxes=begun.boxes)
 
     def _optimise(
         self,
@@ -419,13 +423,12 @@ class Optimised:
         known: Float[Tensor, "batch rows"],
         deadline: float,
     ) -> Float[Tensor, "batch rows"]:
-        """The bounds of all rows but those that are 0; those known to be large enough do not climb."""
+        """The bounds of all rows but those that are 0, or known to be large enough."""
         graph, x, region = problem.graph, problem.x, problem.region
         with torch.no_grad():
             fixed = Frame.over(graph, x, region, boxes, self.lines)
         trained = Frame.over(graph, x, region, boxes, self.lines) if torch.is_grad_enabled() else None
-        enough = torch.full_like(known, self.enough).masked_fill(known > self.enough, -torch.inf)
-        places = (rows != 0).any(2).nonzero()
+        places = ((rows != 0).any(2) & ~(known > self.enough)).nonzero()
         results = []
         for members, row, by in in_turns(places, graph, x, deadline):
             frame, chosen = fixed.at(members), rows[members, row].unsqueeze(1)
@@ -435,7 +438,7 @@ class Optimised:
                 frame.slopes(),
                 iterations=self.iterations,
                 rate=self.rate,
-                enough=enough[members, row],
+                enough=torch.full_like(known[members, row], self.enough),
                 deadline=by,
             )
             if trained is None:
