@@ -3,8 +3,8 @@
     python benchmarks/latent.py [--batch 100] [--rounds 5]
 
 ConvMed on MNIST-shaped noise, after some steps of adversarial training, so that its neurons are about as open
-as in a run. A plain step is a forward and a backward pass and an optimiser's step: three forward passes' worth.
-The target for an attack of 8 iterations is 8 of them plus 20 %.
+as in a run. A plain step is a forward and a backward pass and an optimiser's step: three forward passes'
+worth. The target for an attack of 8 iterations is 8 of them plus 20 %.
 """
 
 from __future__ import annotations

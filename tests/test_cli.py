@@ -26,8 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tightrope import cli
-from tightrope.verify.stages import BoundStage
-from tightrope.verify.verifiers import VERIFIERS
+from tightrope.verify import VERIFIERS, BoundStage
 
 FIGURES = ("examples", "clean_correct", "robust", "falsified", "undecided", "certified_accuracy",
            "clean_accuracy", "attacked_accuracy", "eps", "norm", "verifier", "seconds")  # fmt: skip

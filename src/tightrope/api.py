@@ -39,6 +39,7 @@ from tightrope.verify import (
 from tightrope.verify import certify as judge
 from tightrope.verify import latent_robustness as attack_inside
 from tightrope.verify.pipeline import CHUNK
+from tightrope.verify.radius import TIME_LIMIT
 
 _RECORD: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
@@ -340,6 +341,7 @@ def radius(
     verifier: str = "cascade",
     first: int | None = None,
     batch: int = CHUNK,
+    time_limit: float = TIME_LIMIT,
     out: Path | str | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -356,6 +358,7 @@ def radius(
         verifier: a name in `tightrope.verify.VERIFIERS`.
         first: only the first so many examples.
         batch: examples per batch, and between two writes.
+        time_limit: seconds that each example may take in each stage at each eps, on average.
         out: file to append radii to (JSON lines).
         resume: go on from that file.
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
@@ -378,6 +381,7 @@ def radius(
         verifier=verifier,
         first=first,
         batch=batch,
+        time_limit=time_limit,
         out=None if out is None else Path(out),
         resume=resume,
         jobs=jobs,

@@ -54,6 +54,7 @@ from tightrope.verify import (
     write_robustness,
 )
 from tightrope.verify.pipeline import CHUNK
+from tightrope.verify.radius import TIME_LIMIT
 
 
 def number(text: str) -> float:
@@ -402,6 +403,8 @@ def _attack_latent(
                  help="A radius is at most this much below an eps at which the verifier fails."),
     click.option("--batch", type=click.IntRange(min=1), default=CHUNK, show_default=True,
                  help="Examples at once, and between two writes."),
+    click.option("--time-limit", type=number, default=TIME_LIMIT, show_default=True,
+                 help="Seconds that each example may take in each stage at each eps, on average."),
 )  # fmt: skip
 @_verifier(name for name, stages in VERIFIERS.items() if stages)
 def radius_command(
@@ -414,6 +417,7 @@ def radius_command(
     first: int | None,
     tolerance: float,
     batch: int,
+    time_limit: float,
     device: str,
     threads: int | None,
     jobs: int,
@@ -447,6 +451,7 @@ def radius_command(
         verifier=verifier,
         first=first,
         batch=batch,
+        time_limit=time_limit,
         out=out,
         resume=resume,
         device=device,

@@ -264,3 +264,11 @@ class TestFgsm:
 
     def test_the_step_can_be_chosen(self):
         assert fgsm(step=0.5) == Pgd(steps=1, step=0.5, keep_best=False)
+
+
+def test_the_first_restart_begins_where_it_is_told():
+    graph, x = trace(nn.Linear(2, 2).double(), (2,)), torch.full((3, 2), 0.5, dtype=torch.float64)
+    start, y = torch.full_like(x, 0.45), torch.tensor([0, 1, 0])
+    attack = Pgd(steps=1, step=1e-9, keep_best=False)
+    point = attack(graph, x, y, Box(0.1), start=start)
+    torch.testing.assert_close(point, start, atol=1e-8, rtol=0)

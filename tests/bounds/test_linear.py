@@ -14,7 +14,7 @@ from scipy.optimize import LinearConstraint, milp
 from torch import nn
 
 from tightrope.bounds import Interval, Problem
-from tightrope.bounds.linear import CACHED, COPIES, Linear, _largest, crown, crown_ibp, fast_lin
+from tightrope.bounds.linear import CACHED, COPIES, Linear, coefficients_at_once, crown, crown_ibp, fast_lin
 from tightrope.graph import trace
 from tightrope.region import REGIONS, Box
 from tightrope.spec import Spec
@@ -154,7 +154,7 @@ def test_chunks_of_neurons_change_nothing(name, coefficients, monkeypatch):
     (x, y), graph = problem(), network(name)
     spec = Spec.margins(y, 4, x)
     whole = crown()(Problem(graph, x, Box(0.3), spec))
-    monkeypatch.setattr(sys.modules[Linear.__module__], "_largest", lambda _: coefficients)
+    monkeypatch.setattr(sys.modules[Linear.__module__], "coefficients_at_once", lambda _: coefficients)
     pieces = crown()(Problem(graph, x, Box(0.3), spec))
     torch.testing.assert_close(vars(whole), vars(pieces), atol=1e-12, rtol=0)
 
@@ -163,7 +163,7 @@ def test_chunks_fit_the_free_memory(monkeypatch):
     x = torch.zeros(1, dtype=torch.float64)
     for free, coefficients in ((0, 0), (8 * COPIES * 1000, 1000), (2**50, CACHED)):
         monkeypatch.setattr("psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
-        assert _largest(x) == coefficients
+        assert coefficients_at_once(x) == coefficients
 
 
 @pytest.mark.parametrize("engine", [crown(), fast_lin()], ids=["crown", "fast-lin"])

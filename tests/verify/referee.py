@@ -172,3 +172,11 @@ def case(seed: int, norm: type[Region] = Box, widest: float = 0.35) -> Case:
     x = torch.rand(1, *shape, generator=generator, dtype=torch.float64)
     eps = 0.05 + (widest - 0.05) * float(torch.rand(1, generator=generator))
     return Case(graph, x, net(x).argmax(1), norm(eps if norm is Box else 2 * eps))
+
+
+def smallest_margin(asked: Case) -> float:
+    """The minimum of the margins over the wrong classes."""
+    classes, label = asked.graph.classes, int(asked.y)
+    unit = torch.eye(classes, dtype=torch.float64)
+    rows = torch.stack([unit[label] - unit[t] for t in range(classes) if t != label])
+    return float(exact_minima(asked.graph, asked.x, asked.region, rows).min())

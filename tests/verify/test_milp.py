@@ -306,10 +306,10 @@ def test_examples_with_a_radius_each_are_judged_as_if_alone():
     assert 0 < sum(alone) < 6
 
 
-def test_the_verifier_decides_what_the_cascade_leaves_open():
+def test_the_verifier_decides_what_crown_leaves_open():
     graph = random_net(3)
     examples = labelled(graph, 60)
-    before, after = (list(certify(graph, examples, Box(0.12), verifier=v)) for v in ("cascade", "milp"))
+    before, after = (list(certify(graph, examples, Box(0.12), verifier=v)) for v in ("crown", "milp"))
     left_open = [v.index for v in before if v.status == "undecided"]
     assert left_open
     decided = {after[i].status for i in left_open}

@@ -161,3 +161,48 @@ def test_a_verifier_that_there_is_not():
 def test_every_verifier_is_made_of_stages_with_names_of_their_own():
     for stages in VERIFIERS.values():
         assert len({stage.name for stage in stages}) == len(stages)
+
+
+class TestClimb:
+    """The stages whose slopes climb."""
+
+    @staticmethod
+    def some(seed=0, count=40):
+        graph = recast(random_net(seed), torch.float64)
+        x = torch.rand(count, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return graph, x, graph.run(x)[0].argmax(1)
+
+    @pytest.mark.parametrize(("name", "weaker"), [("alpha-crown", "crown"), ("zonotope", "fast-lin")])
+    def test_they_prove_what_they_begin_with_and_more(self, name, weaker):
+        more = 0
+        for seed in range(3):
+            problem = (*self.some(seed), Box(0.12))
+            ours, theirs = (find_verifier(n)[0](*problem) for n in (name, weaker))
+            assert (ours.proved >= theirs.proved).all()
+            assert (ours.margin >= theirs.margin - 1e-12).all()
+            more += int((ours.proved > theirs.proved).sum())
+        assert more
+
+    @pytest.mark.parametrize("name", ["alpha-crown", "zonotope"])
+    def test_what_they_prove_no_attack_refutes(self, name):
+        graph, x, y = self.some()
+        found = find_verifier(name)[0](graph, x, y, Box(0.1))
+        attack = Pgd(steps=30, step=0.2, restarts=3, loss="margin")
+        point = attack(graph, x, y, Box(0.1), torch.Generator().manual_seed(0))
+        margin = answer(graph, point, y).margin
+        assert 0 < found.proved.sum() < len(x)
+        assert (margin >= found.margin.clamp(max=1e-3) - 1e-12).all()
+        assert (margin > 0)[found.proved].all()
+
+    def test_without_time_it_is_where_it_begins(self):
+        problem = (*self.some(), Box(0.12))
+        brief, crown = find_verifier("alpha-crown")[0](*problem, 1e-9), find_verifier("crown")[0](*problem)
+        assert (brief.margin >= crown.margin - 1e-12).all()
+        assert brief.margin.sum() < find_verifier("alpha-crown")[0](*problem).margin.sum()
+
+    @pytest.mark.parametrize("name", ["alpha-crown", "zonotope"])
+    def test_what_is_not_finite_proves_nothing(self, name):
+        graph, x, y = self.some(count=3)
+        graph.module[0].weight.mul_(1e200)
+        graph.module[2].weight.mul_(1e200)
+        assert not find_verifier(name)[0](graph, x, y, Box(0.1)).proved.any()

@@ -65,6 +65,7 @@ class Pgd:
         y: Int[Tensor, "batch"],
         region: Region,
         generator: torch.Generator | None = None,
+        start: Float[Tensor, "batch *shape"] | None = None,
     ) -> Float[Tensor, "batch *shape"]:
         """A point of the region around each example at which the loss is high. No gradient flows through it.
 
@@ -74,11 +75,12 @@ class Pgd:
             y: labels.
             region: where the points may lie.
             generator: source of the random starts.
+            start: where the first restart begins, points of the region; random ones if None.
         """
         y = network.run(x)[0].softmax(1) if self.loss == "divergence" else y
         best, best_loss = x.clone(), x.new_full((len(x),), -torch.inf)
-        for _ in range(self.restarts):
-            point = region.sample(x, generator)
+        for restart in range(self.restarts):
+            point = region.sample(x, generator) if restart or start is None else start
             for _ in range(self.steps):
                 loss, gradient = self._gradient(network, point, y)
                 if self.keep_best:

@@ -1,5 +1,6 @@
 """Engines: sound bounds of a network over a region."""
 
+from tightrope.bounds.alpha import Optimised, alpha_crown, zonotope
 from tightrope.bounds.base import Bounds, Engine, Estimate, Estimator, Guarantee, Problem
 from tightrope.bounds.compose import Intersect, Mix
 from tightrope.bounds.interval import Interval
@@ -21,11 +22,14 @@ __all__ = [
     "Latent",
     "Linear",
     "Mix",
+    "Optimised",
     "Problem",
     "Projected",
     "RelaxedNetwork",
+    "alpha_crown",
     "crown",
     "crown_ibp",
     "fast_lin",
     "rounding_error",
+    "zonotope",
 ]

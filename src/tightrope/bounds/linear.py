@@ -50,8 +50,8 @@ def lower_bound(
     """
     if not rows.shape[1]:
         return rows.new_zeros(len(rows), 0)
-    seen, end = path(graph, x, region, node, relaxations, intervals)
-    return dot(rows.flatten(2), end.flatten(1)) + _pull(graph, x, region, node, rows, seen, reached)
+    seen, _, end = path(graph, x, region, node, relaxations, intervals)
+    return dot(rows.flatten(2), end.flatten(1)) + pull_from(graph, x, region, node, rows, seen, reached)
 
 
 def path(
@@ -61,18 +61,19 @@ def path(
     node: int,
     relaxations: Mapping[int, Relaxation],
     intervals: Boxes | None = None,
-) -> tuple[dict[int, Step], Float[Tensor, "batch *value"]]:
+) -> tuple[dict[int, Step], dict[int, Tensor], Float[Tensor, "batch *value"]]:
     """The path of the upper bounds from the region's middle to a node.
 
     ReLU's chord goes through the middle of the box that intervals propagate: over their boxes the path is
     that of the boxes' middles, and nothing before the last activations has to be computed.
 
     Returns:
-        Every activation before the node, seen from the path, and where the path ends.
+        Every activation before the node, seen from the path; where the path enters each; where it ends.
     """
     if intervals is not None and not all(isinstance(graph.nodes[i].op, ReLU | LeakyReLU) for i in intervals):
         intervals = None
-    needed, values, seen = {node}, {0: region.middle(x)}, dict[int, Step]()
+    needed, values = {node}, {0: region.middle(x)}
+    seen, entering = dict[int, Step](), dict[int, Tensor]()
     for i in range(node, 0, -1):
         if i in needed and not (intervals is not None and i in intervals):
             needed.update(graph.nodes[i].inputs)
@@ -82,11 +83,12 @@ def path(
                 values[i] = op.apply(*[values[j] for j in inputs])
             continue
         z = values[inputs[0]] if intervals is None else (intervals[i][0] + intervals[i][1]) / 2
+        entering[i] = z
         values[i], seen[i] = relaxations[i].seen_from(z)
-    return seen, values[node]
+    return seen, entering, values[node]
 
 
-def _pull(
+def pull_from(
     graph: Graph,
     x: Float[Tensor, "batch *shape"],
     region: Region,
@@ -198,7 +200,7 @@ def _tighten(
     Neurons are bounded in rectangles of a group times some of its members: the channels of a location where
     patches are smaller than whole rows, else the neurons of an example.
     """
-    seen, end = path(graph, x, region, node, relaxations)
+    seen, _, end = path(graph, x, region, node, relaxations)
     mirrored = all(isinstance(step, Slopes) and step.parallel for step in seen.values())
     rest = (graph, x, region, node, seen, mirrored)
     way = Patches.to(*rest) or _Rows(*rest)
@@ -208,7 +210,7 @@ def _tighten(
     # Each group's open neurons come first, and groups with many of them come first.
     order = unstable.int().argsort(dim=1, descending=True, stable=True)
     counts, ranked = unstable.sum(1).sort(descending=True)
-    cells = _largest(x) // (2 * way.width)
+    cells = coefficients_at_once(x) // (2 * way.width)
     places, bounds = [], []
     for groups, columns in _rectangles(counts.tolist(), max(1, cells)):
         group = ranked[groups]
@@ -264,7 +266,7 @@ class _Rows:
         seen = {i: step.map(lambda part: part[examples]) for i, step in self.seen.items()}
         region = of_examples(self.region, examples)
         rows = rows if self.mirrored else torch.cat([rows, -rows], 1)
-        return _pull(graph, self.x[examples], region, node, rows, seen, mirrored=self.mirrored)
+        return pull_from(graph, self.x[examples], region, node, rows, seen, mirrored=self.mirrored)
 
 
 def _rectangles(counts: list[int], cells: int) -> Iterator[tuple[slice, slice]]:
@@ -279,7 +281,7 @@ def _rectangles(counts: list[int], cells: int) -> Iterator[tuple[slice, slice]]:
         top += tall
 
 
-def _largest(x: Tensor) -> int:
+def coefficients_at_once(x: Tensor) -> int:
     """How many coefficients of a layer one backward pass may hold on this device at this moment."""
     fitting = free_bytes(x.device) // (COPIES * x.element_size())
     return min(fitting, CACHED) if x.device.type == "cpu" else fitting

@@ -1,5 +1,6 @@
 """Certification: verdicts on examples, and certified radii, one by one."""
 
+from tightrope.verify.bab import BranchAndBound
 from tightrope.verify.latent import LATENT_ATTACK, LatentRobustness, latent_robustness
 from tightrope.verify.pipeline import Certification, Judge, certify
 from tightrope.verify.property import CounterExample, Decision, decide
@@ -15,6 +16,7 @@ __all__ = [
     "LATENT_ATTACK",
     "VERIFIERS",
     "BoundStage",
+    "BranchAndBound",
     "Certification",
     "CounterExample",
     "Decision",

@@ -32,7 +32,7 @@ from tightrope.verify.verifiers import find_verifier
 
 FORMAT = "tightrope-radius/1"
 
-LIMIT = 60.0  # seconds that a stage may take for an example and an eps, on average over a batch
+TIME_LIMIT = 1.0  # seconds per stage and eps: an example is asked about up to a dozen of them
 
 FINEST = 1e-9  # a smaller tolerance, as a share of the largest radius, would be finer than rounding
 
@@ -121,6 +121,7 @@ def certified_radii(
     verifier: str = "cascade",
     first: int | None = None,
     batch: int = CHUNK,
+    time_limit: float = TIME_LIMIT,
     out: Path | None = None,
     resume: bool = False,
     jobs: int = 1,
@@ -136,6 +137,7 @@ def certified_radii(
         verifier: a name in `VERIFIERS`.
         first: only the first so many examples.
         batch: examples per batch, and between two writes.
+        time_limit: seconds that each example may take in each stage at each eps, on average over a batch.
         out: file to append radii to, JSON lines; None keeps them in memory only.
         resume: go on from that file.
         jobs: processes, each of one thread; the radii are the same.
@@ -154,6 +156,8 @@ def certified_radii(
         raise InputError(f"the tolerance must be a number from {largest * FINEST:.2g} up, got {tolerance}")
     if batch < 1:
         raise InputError(f"the number of examples in a batch must be positive, got {batch}")
+    if not time_limit > 0:
+        raise InputError(f"the time limit must be a positive number of seconds, got {time_limit}")
     stages = find_verifier(verifier)
     if not stages:
         raise InputError(f"the verifier {verifier!r} proves nothing, so there is no radius; choose another")
@@ -162,12 +166,13 @@ def certified_radii(
         "largest": largest,
         "tolerance": tolerance,
         "verifier": verifier,
+        "time_limit": time_limit,
     }
     header = {"format": FORMAT, "identity": identity, **(about or {})}
     exact = recast(graph, torch.float64)
     radii = go_through(
         examples,
-        partial(_search, exact, stages, region, tolerance),
+        partial(_search, exact, stages, region, tolerance, time_limit),
         RADII,
         header,
         label="radius",
@@ -185,6 +190,7 @@ def _search(
     stages: Sequence[Stage],
     region: Region,
     tolerance: float,
+    limit: float,
     x: Tensor,
     y: Tensor,
     index: Tensor,
@@ -195,7 +201,7 @@ def _search(
     clean = answer(exact, x, y)
     right = clean.margin > 0
     radii = x.new_zeros(len(x))
-    radii[right] = bisect(exact, stages, x[right], y[right], region, tolerance)
+    radii[right] = bisect(exact, stages, x[right], y[right], region, tolerance, limit)
     columns = [column.tolist() for column in (index, y, clean.predicted, right, radii)]
     seconds = (time.perf_counter() - began) / len(y)
     return [
@@ -211,6 +217,7 @@ def bisect(
     y: Int[Tensor, "batch"],
     region: Region,
     tolerance: float,
+    limit: float = math.inf,
 ) -> Float64[Tensor, "batch"]:
     """For each example an eps up to the region's at which a stage proved it, or 0 if none did at any.
 
@@ -226,6 +233,7 @@ def bisect(
         y: labels.
         region: the largest region to try, one radius for all.
         tolerance: the grid's width is at most this.
+        limit: seconds that each example may take in each stage at each eps, on average.
     """
     assert not isinstance(region.eps, Tensor)
     steps = 2 ** max(0, math.ceil(math.log2(region.eps / tolerance)))
@@ -238,7 +246,7 @@ def bisect(
             low, high = proved[rows], failed[rows]
             middle = torch.where(high > steps, low + stride, (low + high) // 2).clamp(max=steps)
             eps = region.eps * (middle.double() / steps)
-            found = stage(graph, x[rows], y[rows], region.with_eps(eps), LIMIT).proved
+            found = stage(graph, x[rows], y[rows], region.with_eps(eps), limit).proved
             proved[rows] = torch.where(found, middle, low)
             failed[rows] = torch.where(found, high, middle)
             stride = min(2 * stride, steps)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Engine, Problem, rounding_error
+from tightrope.bounds import Bounds, Engine, Interval, Optimised, Problem, rounding_error
 from tightrope.errors import TightropeError
 from tightrope.graph import Graph
 from tightrope.region import Region
@@ -113,7 +113,7 @@ class BoundStage:
         bounds = self.engine(problem)
         if not isinstance(bounds, Bounds):
             raise TightropeError(f"{self.name} yields estimates, which prove nothing; use a sound verifier")
-        margin = _finite(smallest_margin(bounds.lower, y))
+        margin = finite(smallest_margin(bounds.lower, y))
         return Finding(margin > slack(problem, bounds), margin)
 
 
@@ -126,6 +126,37 @@ def slack(problem: Problem, bounds: Bounds) -> Float[Tensor, "batch"]:
     """What an example's lower bounds must exceed to prove anything: at least what rounding may do."""
     stated = SLACK_ABSOLUTE + SLACK_RELATIVE * size(bounds)
     return torch.maximum(stated, rounding_error(problem).amax(1))
+
+
+@dataclass(frozen=True)
+class ClimbStage:
+    """As `BoundStage`, with slopes that climb until all is proved or time is over.
+
+    Args:
+        name: how verdicts call it.
+        engine: what climbs.
+    """
+
+    name: str
+    engine: Optimised
+
+    cheap: ClassVar[bool] = False
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        graph: Graph,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, "batch"],
+        region: Region,
+        limit: float = math.inf,
+    ) -> Finding:
+        """See `Stage`."""
+        # The slack grows with the bounds, which are no larger than those of intervals.
+        problem = Problem(graph, x, region, Spec.margins(y, graph.classes, x))
+        enough = float(slack(problem, problem.bounds(Interval())).max()) if len(x) else 0.0
+        engine = replace(self.engine, enough=enough, seconds=limit * len(x))
+        return BoundStage(self.name, engine)(graph, x, y, region)
 
 
 CERTIFICATION_ATTACK = Pgd(steps=40, step=0.1, loss="margin")
@@ -155,7 +186,7 @@ def answer(graph: Graph, point: Float[Tensor, "batch *shape"], y: Int[Tensor, "b
     label = y.unsqueeze(1)
     margin = smallest_margin(logits.gather(1, label) - logits, y)
     rival = logits.scatter(1, label, -torch.inf).argmax(1)
-    return Answers(point, _finite(margin), torch.where(margin > 0, y, rival))
+    return Answers(point, finite(margin), torch.where(margin > 0, y, rival))
 
 
 def attack_stage(
@@ -182,5 +213,6 @@ def attack_stage(
     return answer(graph, region.project(x, found.double()), y)
 
 
-def _finite(margin: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+def finite(margin: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    """Margins that JSON can hold."""
     return margin.clamp(-LARGEST, LARGEST)

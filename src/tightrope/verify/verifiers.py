@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import difflib
 
-from tightrope.bounds import Intersect, Interval, Linear
+from tightrope.bounds import Intersect, Interval, Linear, Optimised
 from tightrope.errors import InputError
+from tightrope.verify.bab import BranchAndBound
 from tightrope.verify.milp import Milp
-from tightrope.verify.stages import BoundStage, Stage
+from tightrope.verify.stages import BoundStage, ClimbStage, Stage
 
 _CROWN_IBP = Linear("adaptive", "interval", sides="lower")
 _CROWN = Linear("adaptive", "linear", sides="lower")
 _FAST_LIN = Linear("parallel", "linear", sides="lower")
+_ALPHA_CROWN = ClimbStage("alpha-crown", Optimised("triangle", iterations=20, sides="lower"))
+_ZONOTOPE = ClimbStage("zonotope", Optimised("parallel", iterations=100, sides="lower"))
 
 IBP = BoundStage("ibp", Interval(), cheap=True)
 
-_CASCADE: tuple[Stage, ...] = (
+_LINEAR: tuple[Stage, ...] = (
     IBP,
     BoundStage("crown-ibp", Intersect(_CROWN_IBP, Interval()), cheap=True),
     BoundStage("crown", Intersect(_CROWN, Interval())),
@@ -27,8 +30,11 @@ VERIFIERS: dict[str, tuple[Stage, ...]] = {
     "crown-ibp": (BoundStage("crown-ibp", _CROWN_IBP, cheap=True),),
     "fast-lin": (BoundStage("fast-lin", _FAST_LIN),),
     "crown": (BoundStage("crown", _CROWN),),
-    "milp": (*_CASCADE, Milp()),
-    "cascade": _CASCADE,
+    "zonotope": (_ZONOTOPE,),
+    "alpha-crown": (_ALPHA_CROWN,),
+    "milp": (*_LINEAR, Milp()),
+    "complete": (BranchAndBound(),),
+    "cascade": (*_LINEAR, _ALPHA_CROWN, BranchAndBound(strict=False)),
 }
 
 

@@ -1,0 +1,367 @@
+"""Branch and bound on the signs of ReLUs: complete, given time.
+
+A cell is one example, one wrong class, and the signs of some unstable neurons. Its margin is bounded by
+beta-CROWN; where the bound is not positive, the cell is split at one more neuron, and where all signs are
+given, a linear program decides. Cells of all examples and classes are bounded in one batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tightrope.attacks import Pgd
+from tightrope.bounds import Bounds, Interval, Linear, Optimised, Problem
+from tightrope.bounds.alpha import Frame, at_once, climb, part_of
+from tightrope.bounds.patches import of_examples
+from tightrope.errors import InputError
+from tightrope.graph import Graph
+from tightrope.graph.ops import LeakyReLU, ReLU
+from tightrope.memory import free_bytes
+from tightrope.region import Region
+from tightrope.spec import Spec, smallest_margin
+from tightrope.verify.cell import CUTS, Program, affine, solvable
+from tightrope.verify.stages import (
+    SLACK_ABSOLUTE,
+    SLACK_RELATIVE,
+    ClimbStage,
+    Finding,
+    answer,
+    finite,
+    slack,
+)
+
+ATTACK = Pgd(steps=20, step=0.1, loss="margin")
+
+
+@dataclass(frozen=True)
+class BranchAndBound:
+    """Proves or refutes, by splitting at unstable ReLUs; what time or memory leaves open is undecided.
+
+    Bounds: slopes and split multipliers by gradient (Wang et al. 2021, beta-CROWN), over CROWN's boxes, those
+    of split neurons cut at 0. Branching: of the neurons with the largest relaxation errors, the one whose
+    worse half has the best bound (filtered smart branching, De Palma et al. 2021). Witnesses: the minimiser
+    of each cell's relaxation, and gradient steps from there. Examples take turns, each with its cells of the
+    lowest bounds, so that what one does not need of the time goes to the others.
+
+    Args:
+        name: how verdicts call it.
+        iterations: gradient steps for each cell.
+        first: gradient steps for the cells that the search begins with.
+        rate: length of these steps at the beginning.
+        candidates: neurons of which both halves are bounded before a cell is split.
+        most: cells that may be open at once, if memory allows; else the examples with most are given up.
+        strict: whether other activations than ReLU and LeakyReLU are an error; else they are only bounded.
+
+    Raises:
+        InputError: if it is strict and there are other activations.
+    """
+
+    name: str = "complete"
+    iterations: int = 10
+    first: int = 40
+    rate: float = 0.1
+    candidates: int = 4
+    most: int = 2**17
+    strict: bool = True
+
+    cheap: ClassVar[bool] = False
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        graph: Graph,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, "batch"],
+        region: Region,
+        limit: float = math.inf,
+    ) -> Finding:
+        """See `Stage`; `limit` times the number of examples is the time for all of them."""
+        deadline = time.perf_counter() + limit * len(x)
+        activations = {type(node.op) for _, node in graph.activations()}
+        others = sorted(kind.__name__ for kind in activations - {ReLU, LeakyReLU})
+        if others and self.strict:
+            raise InputError(
+                f"{self.name} splits at ReLU and LeakyReLU, this network has {', '.join(others)}: "
+                "use the verifier alpha-crown"
+            )
+        if others:
+            stage = ClimbStage(self.name, Optimised(iterations=self.first, rate=self.rate, sides="lower"))
+            return stage(graph, x, y, region, limit)
+        return _Search(self, graph, x, y, region, deadline).run()
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """Cells of a batch of examples.
+
+    Args:
+        example: which example each is a part of.
+        rival: over which class the margin is meant.
+        lower: lower bound of that margin.
+        signs: of the example's unstable neurons, 1 or -1 where they are given, else 0.
+        slopes: of the lower lines that `lower` was found with.
+        multipliers: likewise.
+        picks: neurons that the cell might be split at, best first.
+    """
+
+    example: Int[Tensor, "cells"]
+    rival: Int[Tensor, "cells"]
+    lower: Float[Tensor, "cells"]
+    signs: Float[Tensor, "cells most"]
+    slopes: Float[Tensor, "cells most"]
+    multipliers: Float[Tensor, "cells most"]
+    picks: Int[Tensor, "cells picks"]
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    def at(self, chosen: Tensor) -> _Cells:
+        return _Cells(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+    def and_(self, *others: _Cells) -> _Cells:
+        parts = (self, *others)
+        return _Cells(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(self)))
+
+
+class _Search:
+    """One search; its arrays say what is known about each example so far.
+
+    `floor` bounds the margins in all cells that are closed, `stuck` are the examples that were given up, and
+    `point` is where an answer changes.
+    """
+
+    def __init__(
+        self, how: BranchAndBound, graph: Graph, x: Tensor, y: Tensor, region: Region, deadline: float
+    ) -> None:
+        self.how, self.graph, self.x, self.y, self.region = how, graph, x, y, region
+        self.deadline = deadline
+        self.spec = Spec.margins(y, graph.classes, x)
+        problem = Problem(graph, x, region, self.spec)
+        crown = problem.bounds(Linear("adaptive", "linear", sides="lower"))
+        interval = problem.bounds(Interval())
+        self.known = torch.maximum(crown.lower, interval.lower)
+        self.slack = slack(problem, Bounds(self.known, interval.upper, crown.boxes))
+        self.frame = Frame.over(graph, x, region, crown.boxes, "triangle")
+        self.floor = x.new_full((len(x),), torch.inf)
+        self.stuck = torch.zeros_like(y, dtype=torch.bool)
+        self.point = torch.full_like(x, torch.nan)
+
+    def run(self) -> Finding:
+        """Search until all is decided or time is over."""
+        if time.perf_counter() >= self.deadline:  # whoever ran out of time says nothing
+            nothing = torch.zeros_like(self.stuck)
+            return Finding(nothing, finite(smallest_margin(self.known, self.y)), self.point)
+        pool = self._examine(self._roots(), self.how.first, attack=True)
+        rounds = 0
+        while len(pool) and time.perf_counter() < self.deadline:
+            rounds += 1
+            pool, chosen = self._choose(pool)
+            # Attacks become rare: every power of two.
+            found = self._examine(self._halves(chosen), self.how.iterations, rounds & (rounds - 1) == 0)
+            pool = self._keep(pool.and_(found))
+        self._close(pool)
+        self.stuck[pool.example] = True
+        refuted = ~self.point.flatten(1).isnan().any(1)
+        return Finding(~self.stuck & ~refuted, finite(self.floor), self.point)
+
+    def _roots(self) -> _Cells:
+        """A cell for every wrong class; those with a bound that suffices are closed at once."""
+        wrong = torch.ones_like(self.known, dtype=torch.bool).scatter(1, self.y.unsqueeze(1), False)
+        example, rival = wrong.nonzero().unbind(1)
+        slopes = self.frame.slopes()[example]
+        none = torch.zeros_like(slopes)
+        lower = self.known[example, rival]
+        picks = example.new_zeros(len(example), min(self.how.candidates, slopes.shape[1]))
+        cells = _Cells(example, rival, lower, none, slopes, none, picks)
+        done = lower > self.slack[example]
+        self._close(cells.at(done))
+        return cells.at(~done)
+
+    def _close(self, cells: _Cells) -> None:
+        """Take the bounds of cells into those of their examples; NaN counts as minus infinity."""
+        lower = torch.where(cells.lower.isnan(), -torch.inf, cells.lower)
+        self.floor.scatter_reduce_(0, cells.example, lower, "amin")
+
+    def _is_open(self) -> Tensor:
+        return ~self.stuck & self.point.flatten(1).isnan().any(1)
+
+    def _frame(self, cells: _Cells) -> Frame:
+        """What the cells' bounds are made of, the boxes of neurons cut at 0 where signs are given."""
+        whole, places = self.frame, self.frame.places[cells.example]
+
+        def cut(side: Tensor, beyond: Tensor) -> Tensor:
+            values = side[cells.example]
+            return values.scatter(1, places, values.gather(1, places).masked_fill(beyond, 0.0))
+
+        lower, upper = cut(whole.lower, cells.signs > 0), cut(whole.upper, cells.signs < 0)
+        parts = {i: part_of(self.graph, i, part) for i, part in whole.slices()}
+        return Frame.over(
+            self.graph,
+            self.x[cells.example],
+            of_examples(self.region, cells.example),
+            {i: (of(lower), of(upper)) for i, of in parts.items()},
+            "triangle",
+            places,
+        )
+
+    def _row(self, cells: _Cells) -> Float[Tensor, "cells 1 classes"]:
+        return self.spec.rows[cells.example, cells.rival].unsqueeze(1)
+
+    def _climb(self, cells: _Cells, frame: Frame, iterations: int) -> _Cells:
+        """The cells with better bounds, and the slopes and multipliers that gave them."""
+        found = climb(
+            frame,
+            self._row(cells),
+            cells.slopes,
+            iterations=iterations,
+            rate=self.how.rate,
+            enough=self.slack[cells.example],
+            deadline=self.deadline,
+            signs=cells.signs,
+            multipliers=cells.multipliers,
+        )
+        assert found.multipliers is not None
+        lower = torch.maximum(cells.lower, found.lower)
+        return replace(cells, lower=lower, slopes=found.slopes, multipliers=found.multipliers)
+
+    def _examine(self, cells: _Cells, iterations: int, attack: bool) -> _Cells:
+        """Bound cells, look for witnesses, decide what cannot be split; the cells that stay open."""
+        if not len(cells):
+            return cells
+        lots = torch.arange(len(cells), device=self.x.device).split(at_once(self.graph, self.x))
+        first, *others = [self._examine_lot(cells.at(lot), iterations, attack) for lot in lots]
+        return self._still_open(first.and_(*others))
+
+    def _examine_lot(self, cells: _Cells, iterations: int, attack: bool) -> _Cells:
+        frame = self._frame(cells)
+        cells = self._climb(cells, frame, iterations)
+        # Multipliers enlarge the numbers that a bound is made of, and so their rounding.
+        reach = torch.maximum(frame.lower.abs(), frame.upper.abs()).gather(1, frame.places)
+        rounding = SLACK_RELATIVE * (cells.multipliers * reach).sum(1)
+        done = cells.lower > self.slack[cells.example] + rounding
+        self._close(cells.at(done))
+        rest = (~done).nonzero().squeeze(1)
+        cells, frame = cells.at(rest), frame.at(rest)
+        if not len(cells):
+            return cells
+        reached: dict[int, Tensor] = {}
+        push = cells.multipliers * cells.signs
+        frame.bound(self._row(cells), cells.slopes, push, reached)
+        if 0 in reached:
+            self._try(frame.region.minimiser(frame.x, reached[0]).squeeze(1), cells, frame, attack)
+        free = (cells.signs == 0) & (frame.places < frame.low.shape[1] - 1)
+        last = ~free.any(1)
+        for one in last.nonzero():
+            self._decide(cells.at(one), frame.at(one))
+        picks = self._picks(frame, cells, free, reached)
+        split = (~last).nonzero().squeeze(1)
+        return replace(cells, picks=picks).at(split)
+
+    def _try(self, points: Tensor, cells: _Cells, frame: Frame, attack: bool) -> None:
+        """Look whether the answer changes at points of some cells' regions, or near them."""
+        points = frame.region.project(frame.x, points)
+        tried = [points]
+        if attack:
+            tried.append(ATTACK(self.graph, frame.x, self.y[cells.example], frame.region, start=points))
+        for found in tried:
+            point = frame.region.project(frame.x, found)
+            wrong = answer(self.graph, point, self.y[cells.example]).margin <= 0
+            self.point[cells.example[wrong]] = point[wrong]
+
+    def _decide(self, cell: _Cells, frame: Frame) -> None:
+        """Decide a cell in which every sign is given; its example is given up if rounding forbids it."""
+        if not self._is_open()[cell.example].all():
+            return
+        halves = affine(frame, self._row(cell), cell.signs)
+        program = Program(halves, frame.x, frame.region) if solvable(halves) else None
+        for _ in range(CUTS):
+            if program is None or time.perf_counter() > self.deadline:
+                break
+            nearest = program.solve()
+            if nearest is None:
+                break
+            stated = SLACK_ABSOLUTE + SLACK_RELATIVE * nearest.size
+            if nearest.proof > max(stated, float(self.slack[cell.example])):
+                proof = torch.full_like(cell.lower, nearest.proof)
+                self.floor.scatter_reduce_(0, cell.example, torch.maximum(cell.lower, proof), "amin")
+                return
+            self._try(nearest.point, cell, frame, attack=False)
+            if not self._is_open()[cell.example].all():
+                return
+            if not program.cut(nearest.point):
+                break
+        self._close(cell)
+        self.stuck[cell.example] = True
+
+    def _picks(self, frame: Frame, cells: _Cells, free: Tensor, reached: dict[int, Tensor]) -> Tensor:
+        """The neurons whose relaxation may err most: coefficient times largest distance of line and ReLU."""
+        parts = [reached[i].flatten(1) if i in reached else None for i, _ in frame.slices()]
+        sizes = [frame.lower[:, part] for _, part in frame.slices()]
+        whole = [torch.zeros_like(s) if p is None else p for p, s in zip(parts, sizes, strict=True)]
+        coefficient = torch.cat([*whole, frame.x.new_zeros(len(cells), 1)], 1).gather(1, frame.places)
+        lower, upper, left, high = (
+            value.expand(len(cells), -1).gather(1, frame.places)
+            for value in (frame.lower, frame.upper, frame.left, frame.high)
+        )
+        above = (high - left) * -lower
+        below = torch.maximum((cells.slopes - left) * -lower, (1 - cells.slopes) * upper)
+        score = torch.where(coefficient < 0, -coefficient * above, coefficient * below)
+        score = score.nan_to_num().masked_fill(~free, -1.0)
+        return score.topk(cells.picks.shape[1], 1).indices
+
+    def _choose(self, pool: _Cells) -> tuple[_Cells, _Cells]:
+        """Cells to keep for later, and cells to split now: of every example those with the lowest bounds."""
+        order = pool.lower.argsort(stable=True)
+        order = order[pool.example[order].argsort(stable=True)]
+        counts = torch.bincount(pool.example, minlength=len(self.x))
+        firsts = (counts.cumsum(0) - counts)[pool.example[order]]
+        rank = torch.arange(len(pool), device=self.x.device) - firsts
+        order = order[rank.argsort(stable=True)]
+        now = max(1, at_once(self.graph, self.x) // 2)
+        return pool.at(order[now:]), pool.at(order[:now])
+
+    def _halves(self, cells: _Cells) -> _Cells:
+        """Both halves of every cell, split at the candidate whose worse half has the best bound."""
+        free = cells.signs.gather(1, cells.picks) == 0
+        free &= self.frame.places[cells.example].gather(1, cells.picks) < self.frame.low.shape[1] - 1
+        best = torch.zeros_like(cells.example)
+        if cells.picks.shape[1] > 1:
+            worse = []
+            for k in range(cells.picks.shape[1]):
+                halves = self._split(cells, cells.picks[:, k : k + 1])
+                lots = torch.arange(len(halves), device=self.x.device).split(at_once(self.graph, self.x))
+                bounds = [self._climb(h, self._frame(h), 0).lower for h in map(halves.at, lots)]
+                # A cell that is already proved needs no better bound.
+                bound = torch.minimum(torch.cat(bounds), self.slack[halves.example])
+                low, high = bound.chunk(2)
+                worse.append(torch.minimum(low, high) + 1e-3 * torch.maximum(low, high))
+            best = torch.stack(worse, 1).nan_to_num(-torch.inf).masked_fill(~free, -torch.inf).argmax(1)
+        return self._split(cells, cells.picks.gather(1, best.unsqueeze(1)))
+
+    @staticmethod
+    def _split(cells: _Cells, place: Int[Tensor, "cells 1"]) -> _Cells:
+        active, inactive = (replace(cells, signs=cells.signs.scatter(1, place, sign)) for sign in (1.0, -1.0))
+        return active.and_(inactive)
+
+    def _still_open(self, cells: _Cells) -> _Cells:
+        """The cells of examples that are not settled; the bounds of given-up ones are taken in."""
+        is_open = self._is_open()[cells.example]
+        self._close(cells.at(~is_open))
+        return cells.at(is_open)
+
+    def _keep(self, pool: _Cells) -> _Cells:
+        """The open cells, as many as memory allows: the examples with most cells are given up."""
+        size = sum(getattr(pool, f.name)[:1].nbytes for f in fields(pool))
+        most = min(self.how.most, free_bytes(self.x.device) // (4 * max(1, size)) + len(pool) // 4)
+        pool = self._still_open(pool)
+        while len(pool) > most:
+            self.stuck[torch.bincount(pool.example, minlength=len(self.x)).argmax()] = True
+            pool = self._still_open(pool)
+        return pool
