@@ -51,7 +51,7 @@ def collect(name: str, runs: list[Path]) -> None:
     result = {
         "format": "tightrope-result/1",
         "name": name,
-        "paper": {key: value for key, value in papers.items() if key not in ("notes", "cost", "verifier")},
+        "paper": {key: value for key, value in papers.items() if key not in ("notes", "cost", "verifier", "weights")},
         "ours": {
             **ours,
             "unit": "per cent of all test examples",
@@ -59,6 +59,7 @@ def collect(name: str, runs: list[Path]) -> None:
             "verifier": verifier,
             "attack": certificates[0][0]["identity"]["attack"],
             "robust_of_first_seed": summaries[0]["robust"],
+            "robust_of_its_first_20": sum(verdict.status == "robust" for verdict in certificates[0][1][:20]),
         },
         "seeds": [recipe["seed"] for recipe in recipes],
         "epochs": recipes[0]["training"]["epochs"],
@@ -67,15 +68,22 @@ def collect(name: str, runs: list[Path]) -> None:
         "notes": papers.get("notes", []),
         "train": f"tightrope train results/{name}/recipe.toml --seed SEED",
         "certify": f"tightrope certify results/{name} --data mnist --eps {eps:g}"
-        f" --verifier {verifier} --json",
+        f" --verifier {verifier}{_limits(certificates[0][0]['identity'], summaries[0]['examples'])} --json",
         **{key: environments[0][key] for key in ("commit", "machine", "threads", "torch", "parameters")},
         "dates": [environment["date"] for environment in environments],
     }
     folder = HERE / name
     folder.mkdir(exist_ok=True)
-    for file in ("recipe.toml", "model.json", "model.safetensors"):
+    for file in ("recipe.toml", "model.json", *["model.safetensors"] * papers.get("weights", True)):
         shutil.copyfile(runs[0] / file, folder / file)
     write_atomically(folder / "result.json", to_json(result, indent=2) + "\n")
+
+
+def _limits(identity: dict[str, Any], examples: int) -> str:
+    """What else the command must say so that it asks the same."""
+    first = "" if examples == 10_000 else f" --first {examples}"
+    searched = identity["verifier"] in ("cascade", "complete", "milp", "alpha-crown", "zonotope")
+    return first + (f" --time-limit {identity['time_limit']:g}" if searched else "")
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
@@ -93,9 +101,10 @@ def page() -> str:
         "",
         "Written by `python results/make.py` from `results/*/result.json`; do not edit.",
         "",
-        "Errors in per cent of the whole test set: *verified* by the row's verifier in float64, *attacked*",
-        "by the attack that `result.json` names. Each row's folder is a TARGET: its `certify` command gives",
-        "the claim of the first seed again.",
+        "Errors in per cent of the whole test set, or of its first images where the verifier's column says",
+        "so: *verified* by the row's verifier in float64, *attacked* by the attack that `result.json` names. A",
+        "folder with weights is a TARGET: its `certify` command gives the claim of the first seed again. The",
+        "others come from their training command.",
         "",
         "| result | verifier | verified | clean | attacked | seeds | epochs | s/run "
         "| paper: verified / clean |",
@@ -107,8 +116,9 @@ def page() -> str:
         ours, paper = result["ours"], result["paper"]
         cells = [_cell(ours[error]) for error in ERRORS]
         theirs = f"{paper['verified_error']} / {paper['clean_error']}" if "verified_error" in paper else "—"
+        looked = "" if ours["examples"] == 10_000 else f", first {ours['examples']:,}"
         lines.append(
-            f"| `{result['name']}` | {ours['verifier']} | {' | '.join(cells)} | {len(result['seeds'])} "
+            f"| `{result['name']}` | {ours['verifier']}{looked} | {' | '.join(cells)} | {len(result['seeds'])} "
             f"| {result['epochs']} | {round(statistics.mean(result['seconds']))} | {theirs} |"
         )
         notes += [
