@@ -365,14 +365,12 @@ def _attack_latent(
         raise InputError(
             "a latent attack runs in one process and is not resumed: leave --jobs and --resume out"
         )
-    loaded = load_target(target, weights)
-    data, eps = data or loaded.data, loaded.eps if eps is None else eps
-    if data is None or eps is None:
-        raise InputError(f"{target} does not say on what data or at which eps: give --data and --eps")
+    loaded, data, eps = _asked(target, weights, data, eps)
     attack = Pgd(attack_steps, attack_step, attack_restarts, loss="margin")
+    test = load(data).test
     result = latent_robustness(
-        loaded.model,
-        load(data).test,
+        loaded.taking(test.shape),
+        test,
         REGIONS[norm](eps),
         node,
         attack=attack,
@@ -473,6 +471,17 @@ def radius_command(
         click.echo(to_json(summary))
 
 
+def _asked(
+    target: str, weights: Path | None, data: str | None, eps: float | None
+) -> tuple[Target, str, float]:
+    """The target, and on which data and at which eps to look at it, if it does not say so itself."""
+    loaded = load_target(target, weights)
+    data, eps = data or loaded.data, loaded.eps if eps is None else eps
+    if data is None or eps is None:
+        raise InputError(f"{target} does not say on what data or at which eps: give --data and --eps")
+    return loaded, data, eps
+
+
 def _judge(
     target: str,
     verifier: str,
@@ -495,10 +504,7 @@ def _judge(
 ) -> Certification:
     if threads:
         torch.set_num_threads(threads)
-    loaded = load_target(target, weights)
-    data, eps = data or loaded.data, loaded.eps if eps is None else eps
-    if data is None or eps is None:
-        raise InputError(f"{target} does not say on what data or at which eps: give --data and --eps")
+    loaded, data, eps = _asked(target, weights, data, eps)
     attack = _attack(attack_steps, attack_step, attack_restarts)
     if norm == "inf":
         warn_of_wide(eps)

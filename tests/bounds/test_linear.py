@@ -277,3 +277,13 @@ def test_gradients_are_those_of_finite_differences(name):
         return asked.bounds(Linear("parallel", "interval", sides="lower")).lower
 
     assert torch.autograd.gradcheck(lower, x.clamp(0.2, 0.8).requires_grad_())
+
+
+@pytest.mark.parametrize("engine", [crown(), crown_ibp(), fast_lin()], ids=["crown", "crown-ibp", "fast-lin"])
+def test_of_no_examples_there_are_no_bounds(engine):
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Conv2d(2, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 3)
+    )
+    graph, x = trace(net.double().eval(), (1, 3, 3)), torch.zeros(0, 1, 3, 3, dtype=torch.float64)
+    bounds = engine(Problem(graph, x, Box(0.1), Spec.logits(0, 3, x)))
+    assert bounds.lower.shape == bounds.upper.shape == (0, 3)

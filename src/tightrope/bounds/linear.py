@@ -145,6 +145,8 @@ class Linear:
         """See `Engine`."""
         graph, x, region, spec = problem.graph, problem.x, problem.region, problem.spec
         interval = problem.bounds(Interval())
+        if not len(x):
+            return interval
         boxes = (
             interval.boxes if self.inner == "interval" else self._own_boxes(graph, x, region, interval.boxes)
         )
