@@ -752,10 +752,10 @@ def test_radius_with_json_prints_its_figures_and_nothing_else(here):
     assert tuple(figures) == RADIUS_FIGURES
     assert len(outcome.out.splitlines()) == 1
     assert (figures["examples"], figures["largest"], figures["tolerance"]) == (600, 0.06, 0.001)
-    assert (figures["norm"], figures["verifier"]) == ("inf", "cascade")
+    assert (figures["norm"], figures["verifier"]) == ("inf", "linear")
     assert 0 < figures["mean_radius"] < 0.06
-    assert "radii: run/radius-cascade-inf.jsonl" in outcome.err
-    assert len(lines_of(Path("run/radius-cascade-inf.jsonl"))) == 601
+    assert "radii: run/radius-linear-inf.jsonl" in outcome.err
+    assert len(lines_of(Path("run/radius-linear-inf.jsonl"))) == 601
 
 
 def test_radius_agrees_with_certify_at_the_runs_test_eps(here):
@@ -769,7 +769,7 @@ def test_radius_agrees_with_certify_at_the_runs_test_eps(here):
 def test_radius_says_in_words_what_it_found(here):
     options = ("--norm", "2", "--eps", "8/255", "--tolerance", "1/255")
     outcome = tightrope("radius", "run", "--first", 20, *options)
-    assert "20 examples, radius in l_2 certified by cascade: mean 0.0" in outcome.out
+    assert "20 examples, radius in l_2 certified by linear: mean 0.0" in outcome.out
     assert "at the largest eps, 0.03137" in outcome.out
     assert "certified accuracy: " in outcome.out
 
@@ -783,7 +783,7 @@ def test_radius_looks_no_further_than_a_pixel_can_move(here):
 
 def test_radius_resumes_to_the_same_radii(here):
     assert tightrope("radius", "run", "--batch", 200).code == 0
-    path = Path("run/radius-cascade-inf.jsonl")
+    path = Path("run/radius-linear-inf.jsonl")
     wanted, content = verdicts_of(path), path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     assert tightrope("radius", "run", "--batch", 200, "--resume").code == 0
@@ -834,7 +834,7 @@ def test_an_exported_network_gets_the_verdicts_of_its_run(here, exported):
     assert tightrope("certify", exported / "net.onnx", *net).code == 0
     one, other = (verdicts_of(Path(name)) for name in ("run.jsonl", "net.jsonl"))
     assert [v["status"] for v in one] == [v["status"] for v in other]
-    assert {"robust", "falsified", "undecided"} <= {v["status"] for v in one}
+    assert {"robust", "falsified"} <= {v["status"] for v in one}
 
 
 def test_attack_and_radius_take_an_onnx_file(here, exported):

@@ -338,7 +338,7 @@ def radius(
     region: Region,
     *,
     tolerance: float = 1e-3,
-    verifier: str = "cascade",
+    verifier: str = "linear",
     first: int | None = None,
     batch: int = CHUNK,
     time_limit: float = TIME_LIMIT,

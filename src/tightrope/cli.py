@@ -284,10 +284,8 @@ _judging = _asking(
 )  # fmt: skip
 
 
-def _verifier(names: Iterable[str]) -> _Option:
-    return click.option(
-        "--verifier", default="cascade", show_default=True, help=f"One of {', '.join(names)}."
-    )
+def _verifier(names: Iterable[str], usual: str = "cascade") -> _Option:
+    return click.option("--verifier", default=usual, show_default=True, help=f"One of {', '.join(names)}.")
 
 
 @cli.command("certify")
@@ -404,7 +402,7 @@ def _attack_latent(
     click.option("--time-limit", type=number, default=TIME_LIMIT, show_default=True,
                  help="Seconds that each example may take in each stage at each eps, on average."),
 )  # fmt: skip
-@_verifier(name for name, stages in VERIFIERS.items() if stages)
+@_verifier((name for name, stages in VERIFIERS.items() if stages), usual="linear")
 def radius_command(
     target: str,
     verifier: str,

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import linprog
 from torch import Tensor
 
 from tightrope.bounds.alpha import Frame, part_of
@@ -119,6 +118,8 @@ class Program:
 
     def solve(self) -> Nearest | None:
         """The nearest point and what its multipliers prove; None if the solver gives up."""
+        from scipy.optimize import linprog  # slow to import, and rarely needed
+
         count = self.matrix.shape[1] - 1
         sides = torch.stack([self.lower, self.upper], 1).cpu().numpy()
         found: Any = linprog(

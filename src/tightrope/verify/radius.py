@@ -118,7 +118,7 @@ def certified_radii(
     region: Region,
     *,
     tolerance: float = 1e-3,
-    verifier: str = "cascade",
+    verifier: str = "linear",
     first: int | None = None,
     batch: int = CHUNK,
     time_limit: float = TIME_LIMIT,

@@ -32,6 +32,7 @@ VERIFIERS: dict[str, tuple[Stage, ...]] = {
     "crown": (BoundStage("crown", _CROWN),),
     "zonotope": (_ZONOTOPE,),
     "alpha-crown": (_ALPHA_CROWN,),
+    "linear": _LINEAR,
     "milp": (*_LINEAR, Milp()),
     "complete": (BranchAndBound(),),
     "cascade": (*_LINEAR, _ALPHA_CROWN, BranchAndBound(strict=False)),
