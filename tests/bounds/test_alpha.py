@@ -226,3 +226,12 @@ def test_they_are_engines():
     for engine in ENGINES.values():
         assert isinstance(engine, Engine)
         assert hash(engine) == hash(replace(engine))
+
+
+@pytest.mark.parametrize("lines", ["triangle", "parallel"])
+def test_where_all_is_known_already_nothing_climbs(lines):
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).double().eval().requires_grad_(False)
+    graph, x = trace(net, (2,)), torch.rand(4, 2, dtype=torch.float64)
+    asked = Problem(graph, x, Box(0.1), Spec.logits(4, 2, x))
+    engine = Optimised(lines, sides="lower", enough=-1e6)
+    assert torch.equal(asked.bounds(engine).lower, asked.bounds(replace(engine, iterations=0)).lower)

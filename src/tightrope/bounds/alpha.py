@@ -455,7 +455,7 @@ def in_turns(
 ) -> Iterator[tuple[Int[Tensor, "chosen"], Int[Tensor, "chosen"], float]]:
     """Pairs of example and row, as many at once as memory allows, and until when each lot may take."""
     done = 0
-    for lot in places.split(at_once(graph, x)):
+    for lot in places.split(at_once(graph, x)) if len(places) else ():
         now = time.perf_counter()
         yield lot[:, 0], lot[:, 1], now + (deadline - now) * len(lot) / (len(places) - done)
         done += len(lot)
