@@ -56,13 +56,13 @@ BOX = (vector(-1, 0), vector(3, 0.5))  # neither centred nor square
     ],
 )
 def test_what_can_be_known_by_hand(verifier, cases, result):
-    try:
-        found = decide(identity(), (2,), [Query(*BOX, cases)], verifier=verifier)
-    except InputError as error:  # a conjunction is the largest of its rows
-        assert verifier in ("complete", "milp")
-        assert any(len(one.rows) > 1 for one in cases)
-        assert "MaxPool" in str(error)
+    asked = [Query(*BOX, cases)]
+    searched = verifier == "complete" or (verifier == "milp" and result == "unknown")
+    if searched and result != "sat" and any(len(one.rows) > 1 for one in cases):
+        with pytest.raises(InputError, match="MaxPool"):  # a conjunction is the largest of its rows
+            decide(identity(), (2,), asked, verifier=verifier)
         return
+    found = decide(identity(), (2,), asked, verifier=verifier)
     assert found.result == result or (result == "unknown" and found.result == "unsat")
     if found.counterexample is not None:
         x, y = found.counterexample.x, found.counterexample.y
