@@ -244,6 +244,8 @@ def forward(problem: Problem, sources: Sources) -> tuple[Tensor, Tensor, Boxes]:
     graph, x, region, spec = problem.graph, problem.x, problem.region, problem.spec
     intervals = problem.bounds(Interval()).boxes
     last = max(intervals, default=0)
+    if len(intervals) == 1 and region.norm == "inf":
+        last = 0  # in front of the first activation, intervals are exact for a box: there is nothing to push
     middle = region.minimiser(x, torch.zeros_like(x).unsqueeze(1)).squeeze(1)
     source, start = sources.input(problem, middle)
     found = {0: source}
@@ -261,7 +263,7 @@ def forward(problem: Problem, sources: Sources) -> tuple[Tensor, Tensor, Boxes]:
             continue
         (centre,), entering = inputs, {k: c.product() for k, c in columns[node.inputs[0]].items()}
         box = intervals[i]
-        if boxes or region.norm != "inf":  # before the first activation, intervals are exact for a box
+        if boxes or region.norm != "inf":
             spread = torch.stack([found[k].spread(c.flatten(2).mT) for k, c in entering.items()]).sum(0)
             spread = spread.view_as(centre)
             # A bound leaves the interval by rounding only, an estimate may lie anywhere.
