@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import hypothesis
 import torch
 from jaxtyping import install_import_hook
@@ -12,3 +14,7 @@ install_import_hook([f"tightrope.{part}" for part in SHAPED], "beartype.beartype
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("default")
 torch.set_num_threads(1)
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
