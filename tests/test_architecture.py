@@ -23,6 +23,7 @@ ROWS = [
     ("api",),
     ("report",),
     ("cli",),
+    ("__main__",),
 ]
 RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 SAME_ROW_ALLOWED = {

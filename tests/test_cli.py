@@ -167,6 +167,11 @@ def test_help_does_not_wait_for_what_it_does_not_need():
     assert subprocess.check_output([sys.executable, "-c", check], text=True) == "[]\n"
 
 
+def test_python_dash_m_is_the_same_command():
+    version = subprocess.check_output([sys.executable, "-m", "tightrope", "--version"], text=True)
+    assert version.startswith("tightrope")
+
+
 @pytest.mark.parametrize("what", ["methods", "models", "data", "verifiers"])
 def test_list_names_what_can_be_asked_for(what):
     named = json.loads(tightrope("list", what, "--json").out)

@@ -807,7 +807,7 @@ def main() -> None:
     """Run the command line; turns errors into one clear line and an exit status."""
     warnings.showwarning = lambda message, *_args, **_kwargs: click.echo(f"warning: {message}", err=True)
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="tightrope", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
