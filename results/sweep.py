@@ -1,7 +1,7 @@
 """Train every method on one network under one budget, and certify what comes out.
 
-    python results/sweep.py train FOLDER [NAME ...]      one run folder per row of ROWS; finished ones are left
-    python results/sweep.py certify FOLDER [NAME ...]    the cascade on the first 1,000 test images of each run
+    python results/sweep.py train FOLDER [NAME ...]    one run folder per row of ROWS; finished ones stay
+    python results/sweep.py certify FOLDER [NAME ...]  the cascade on the first 1,000 test images of each run
 
 The budget is the time of PLAIN_EPOCHS epochs of plain cross-entropy training: a method whose step costs
 seven plain steps gets a seventh of the epochs. Network, batch, optimiser and learning rates are the same for
@@ -88,7 +88,7 @@ def seconds_per_epoch(content: dict[str, Any]) -> float:
     dataset = load("mnist", download=False)
     source = as_source(dataset.train, find_device("cpu"))
     recipe = resolve(recipe, method, source)
-    graph, index, held_out = prepare(recipe, build(recipe.model, dataset.train.shape, 10), source)
+    graph, index, held_out = prepare(recipe, build(COMMON["model"], dataset.train.shape, 10), source)
     return predict_seconds(graph, method, recipe.training, len(index), held_out, 0.1)
 
 
