@@ -7,8 +7,8 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from tightrope.graph import Graph
 from tightrope.graph.ops import BatchNorm
 from tightrope.memory import keep_freed
 from tightrope.progress import Progress
+from tightrope.train.average import Average, AveragedNetwork, recompute_statistics
 from tightrope.train.batch import Batch
 from tightrope.train.checkpoint import Checkpoint, Progressed, derive_seed, read_checkpoint, save_checkpoint
 from tightrope.train.evaluate import HeldOut, evaluate, verified_error
@@ -49,6 +50,7 @@ class Training(BaseModel):
         lr: learning rate, a number or a schedule; of a stage, where a method trains layer by layer.
         weight_decay: weight decay of the optimiser.
         clip: largest l_2 norm of the gradient; 0 clips nothing.
+        average: which weights of the run the trained network is the mean of; the last ones if not said.
         checkpoint_seconds: how often a checkpoint is written.
     """
 
@@ -60,6 +62,7 @@ class Training(BaseModel):
     lr: Number = Steps(start=1e-3, factor=0.1, at=(0.25, 0.42))
     weight_decay: Real = Field(default=0.0, ge=0)
     clip: Real = Field(default=0.0, ge=0)
+    average: Average | None = None
     checkpoint_seconds: Real = Field(default=30.0, gt=0)
 
     @model_validator(mode="after")
@@ -118,12 +121,15 @@ def train(
     stages = method.stages(graph)
     graph.module.train()
     _check_last_batch(graph, len(index), training.batch)
+    _check_average(training, stages)
     with _only_run_in(out), torch.random.fork_rng(), _stop_requested() as stop, ExitStack() as held:
         state = method.begin(graph, len(examples))
+        average = None if training.average is None else AveragedNetwork(training.average, graph.module)
+        remembered = state if average is None else state | average.state
         found: Checkpoint | None = None
         if resume and checkpoint.exists():
             found = read_checkpoint(checkpoint, identity)
-            found.restore(graph.module, state)
+            found.restore(graph.module, remembered)
             done = found.progress()
             _forget_epochs_after(metrics, done.step)
         else:
@@ -135,7 +141,8 @@ def train(
         resumed, saved = done.step, time.monotonic()
 
         def check() -> None:
-            if not all(bool(torch.isfinite(t).all()) for t in graph.module.state_dict().values()):
+            kept = graph.module.state_dict() | ({} if average is None else average.state)
+            if not all(bool(torch.isfinite(t).all()) for t in kept.values()):
                 raise DivergedError(
                     f"a weight turned NaN or infinite before step {done.step}. The last good state is in "
                     f"{checkpoint}. Lower the learning rate"
@@ -144,7 +151,7 @@ def train(
         def save() -> None:
             nonlocal saved
             check()
-            save_checkpoint(checkpoint, graph.module, optimiser, state, done, identity)
+            save_checkpoint(checkpoint, graph.module, optimiser, remembered, done, identity)
             saved = time.monotonic()
 
         progress = held.enter_context(Progress(f"train {method.name}", total, done.step))
@@ -183,11 +190,20 @@ def train(
                         ) from None
                     notes = {f"{NOTE}{name}": value for name, value in result.notes.items()}
                     done.add({**result.losses, **notes, "gradient_norm": result.gradient_norm}, len(y))
+                    ends = done.step % per_epoch == 0
+                    if average is not None:
+                        average.learn(done.step / total, ends)
                     done.seconds += time.perf_counter() - began
                     progress.advance()
-                    if done.step % per_epoch == 0:
+                    if ends:
                         check()
-                        record = _epoch_record(graph, held_out, test_eps, done, now)
+                        with nullcontext(False) if average is None else average.in_place() as averaged:
+                            began = time.perf_counter()
+                            if averaged:
+                                clean = _clean(examples, index, training.batch, seed)
+                                recompute_statistics(graph, clean)
+                            done.seconds += time.perf_counter() - began
+                            record = _epoch_record(graph, held_out, test_eps, done, now, averaged)
                         append_lines(metrics, [record])
                         progress.note(_epoch_line(record, training.epochs))
                         done.sums = {}
@@ -199,6 +215,8 @@ def train(
             if len(stages) > 1:
                 _keep(graph, out, stage)
         save()
+        if average is not None:
+            average.replace()
         save_tensors(out / "model.safetensors", graph.module.state_dict())
 
 
@@ -251,6 +269,15 @@ def _check_last_batch(graph: Graph, examples: int, batch: int) -> None:
         )
 
 
+def _check_average(training: Training, stages: Sequence[Stage]) -> None:
+    """Raise an InputError if the weights to be averaged belong to different trainings."""
+    if training.average is not None and len(stages) > 1:
+        raise InputError(
+            f"training.average: a mean is taken over a run of one stage, and this one has {len(stages)}, "
+            "each of which trains another part of the network: leave training.average out"
+        )
+
+
 def _order(index: Tensor, batch: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
     """The batches of one epoch: a function of the seed and the epoch alone."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
@@ -265,6 +292,13 @@ def _seeded(order: Iterable[Tensor], seed: int, step: int) -> Iterator[Tensor]:
         yield index
 
 
+def _clean(examples: Examples, index: Tensor, batch: int, seed: int) -> Iterator[Tensor]:
+    """The training inputs as they are, in batches that are always the same."""
+    own = derive_seed(seed, "statistics", 0)
+    for x, _, _ in examples.batches(_seeded(_order(index, batch, own, 0), own, 0)):
+        yield x
+
+
 def _optimiser(graph: Graph, training: Training) -> torch.optim.Optimizer:
     parameters = [p for p in graph.module.parameters() if p.requires_grad]
     if not parameters:
@@ -277,7 +311,7 @@ def _optimiser(graph: Graph, training: Training) -> torch.optim.Optimizer:
 
 
 def _epoch_record(
-    graph: Graph, held_out: HeldOut, test_eps: float, done: Progressed, now: Moment
+    graph: Graph, held_out: HeldOut, test_eps: float, done: Progressed, now: Moment, averaged: bool
 ) -> dict[str, Any]:
     means = done.means()
     gradient_norm = means.pop("gradient_norm")
@@ -295,6 +329,7 @@ def _epoch_record(
         "seconds": round(done.seconds, 3),
         "progress": now.of_run,
         **staged,
+        **({"averaged": True} if averaged else {}),
         "eps": now.eps,
         "lr": now.lr,
         "gradient_norm": gradient_norm,
@@ -332,6 +367,13 @@ def _warn_of_schedules(method: Method, training: Training) -> None:
         warnings.warn(
             f"the learning rate falls at {first_drop(training.lr):.3g} of the run, before the ramp of eps "
             f"ends at {method.eps.finish:.3g}: the network will hardly learn the full radius",
+            stacklevel=3,
+        )
+    average = training.average
+    if average is not None and isinstance(method.eps, Ramp) and average.begin < method.eps.finish:
+        warnings.warn(
+            f"training.average begins at {average.begin:.3g} of the run, before the ramp of eps ends at "
+            f"{method.eps.finish:.3g}: the mean takes in networks that were trained for smaller balls",
             stacklevel=3,
         )
 
