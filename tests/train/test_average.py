@@ -21,6 +21,7 @@ from tightrope.graph import trace
 from tightrope.recipes import parse_recipe
 from tightrope.train import Course, Interrupted
 from tightrope.train.average import Average, AveragedNetwork, recompute_statistics
+from tightrope.train.methods import LatentAttack
 from tightrope.train.stages import Layerwise, frozen_upto
 
 IMAGES, HELD_OUT, BATCH, PER_EPOCH, EPOCHS = 63, 12, 16, 4, 4
@@ -218,6 +219,40 @@ class TestStatistics:
         norm = result.model[1]
         torch.testing.assert_close(norm.running_mean, z.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(norm.running_var, z.var((0, 2, 3)), rtol=0.05, atol=0)
+
+    def test_they_may_be_recomputed_without_an_average(self, run, raw, images, tmp_path):
+        """At the end of each epoch, for the metrics and what is saved; the weights are those of any run."""
+        _, result = run(tmp_path, bn_statistics="recompute")
+        trained, expected = weights(tmp_path), copy.deepcopy(result.model)
+        for name, _ in expected.named_parameters():
+            assert torch.equal(trained[name], raw[-1][name])
+        split = images(IMAGES)
+        index, aside = hold_out(split.y, HELD_OUT, 0)
+        z = expected[0](split.x[index]).detach()
+        torch.testing.assert_close(expected[1].running_mean, z.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(raw[-1]["1.running_mean"], z.mean((0, 2, 3)), rtol=1e-3)
+        correct = (expected(split.x[aside]).argmax(1) == split.y[aside]).float().mean().item()
+        assert records(tmp_path)[-1]["held_out"]["clean"] == pytest.approx(correct)
+        assert not any("averaged" in record for record in records(tmp_path))
+
+    def test_a_stage_is_left_with_statistics_that_stay(self, run, network, tmp_path):
+        """Also where a stage ends within an epoch, and where the run was stopped at that step."""
+        method = methods.colt(eps=0.1, attack=LatentAttack(steps=2, projections=4))
+
+        def go(name, stop=None, seed=0, **options):
+            module = network(norm=True, seed=seed)
+            run(tmp_path / name, method, stop, module, bn_statistics="recompute", epochs=3, **options)
+
+        go("whole")
+        first, end = (weights(tmp_path / "whole", name + "model.safetensors") for name in ("stages/1/", ""))
+        assert all(torch.equal(first[name], end[name]) for name in end if int(name.split(".")[0]) < 3)
+        with pytest.raises(Interrupted):
+            go("parts", stop=10)  # 4 steps, 4 batches of statistics, 2 steps: the end of the first stage
+        saved = load_tensors(tmp_path / "parts" / "checkpoint" / "last.safetensors")[1]
+        assert saved["progress"]["step"] == 6
+        go("parts", seed=1, resume=True)
+        assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+        assert records(tmp_path / "parts") == records(tmp_path / "whole")
 
     def test_batches_count_by_their_size(self, network, images):
         module = network(norm=True)

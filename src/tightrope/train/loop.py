@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from tightrope.progress import Progress
 from tightrope.train.average import Average, AveragedNetwork, recompute_statistics
 from tightrope.train.batch import Batch
 from tightrope.train.checkpoint import Checkpoint, Progressed, derive_seed, read_checkpoint, save_checkpoint
+from tightrope.train.combine import Total
 from tightrope.train.evaluate import HeldOut, evaluate, verified_error
 from tightrope.train.methods import Method
 from tightrope.train.schedules import Number, Ramp, Real, Steps, Whole, at, first_drop, last
@@ -50,7 +52,10 @@ class Training(BaseModel):
         lr: learning rate, a number or a schedule; of a stage, where a method trains layer by layer.
         weight_decay: weight decay of the optimiser.
         clip: largest l_2 norm of the gradient; 0 clips nothing.
+        accumulate: a batch is gone through in so many parts, one at a time in memory, whose gradients add up.
         average: which weights of the run the trained network is the mean of; the last ones if not said.
+        bn_statistics: BatchNorm's statistics outside of training steps: "running" averages over the steps, or
+            "recompute" over the training examples at the end of each epoch. An average is recomputed always.
         checkpoint_seconds: how often a checkpoint is written.
     """
 
@@ -62,8 +67,24 @@ class Training(BaseModel):
     lr: Number = Steps(start=1e-3, factor=0.1, at=(0.25, 0.42))
     weight_decay: Real = Field(default=0.0, ge=0)
     clip: Real = Field(default=0.0, ge=0)
+    accumulate: Whole = Field(default=1, ge=1)
     average: Average | None = None
+    bn_statistics: Literal["running", "recompute"] = "running"
     checkpoint_seconds: Real = Field(default=30.0, gt=0)
+
+    @property
+    def part(self) -> int:
+        """Examples that are gone through at once."""
+        return self.batch // self.accumulate
+
+    @model_validator(mode="after")
+    def _divides(self) -> Training:
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"accumulate must divide the batch into equal parts, got {self.accumulate} for a batch of "
+                f"{self.batch}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _learns(self) -> Training:
@@ -120,8 +141,10 @@ def train(
     total = per_epoch * training.epochs
     stages = method.stages(graph)
     graph.module.train()
-    _check_last_batch(graph, len(index), training.batch)
+    _check_last_batch(graph, len(index), training.batch, training.part)
+    _check_parts(method, training)
     _check_average(training, stages)
+    clean = partial(_inputs, examples, index, training.batch, seed)
     with _only_run_in(out), torch.random.fork_rng(), _stop_requested() as stop, ExitStack() as held:
         state = method.begin(graph, len(examples))
         average = None if training.average is None else AveragedNetwork(training.average, graph.module)
@@ -180,7 +203,7 @@ def train(
                     region = method.region(stage, now.progress, numbers, state)
                     batch = Batch(live, x, y, region, now.progress, generator, numbers, state, stage)
                     try:
-                        result = train_step(method, batch, optimiser, training.clip)
+                        result = train_step(method, batch, optimiser, training.clip, training.part)
                     except DivergedError as error:
                         with suppress(DivergedError):  # weights may be lost before a loss shows it
                             save()
@@ -199,9 +222,8 @@ def train(
                         check()
                         with nullcontext(False) if average is None else average.in_place() as averaged:
                             began = time.perf_counter()
-                            if averaged:
-                                clean = _clean(examples, index, training.batch, seed)
-                                recompute_statistics(graph, clean)
+                            if averaged or training.bn_statistics == "recompute":
+                                recompute_statistics(live, clean())
                             done.seconds += time.perf_counter() - began
                             record = _epoch_record(graph, held_out, test_eps, done, now, averaged)
                         append_lines(metrics, [record])
@@ -213,6 +235,8 @@ def train(
                     if time.monotonic() - saved > training.checkpoint_seconds:
                         save()
             if len(stages) > 1:
+                if training.bn_statistics == "recompute":  # a stage may end within an epoch
+                    recompute_statistics(live, clean())
                 _keep(graph, out, stage)
         save()
         if average is not None:
@@ -259,13 +283,31 @@ def _keep(graph: Graph, out: Path, stage: Stage) -> None:
             write_atomically(folder / name, (out / name).read_text(encoding="utf-8"))
 
 
-def _check_last_batch(graph: Graph, examples: int, batch: int) -> None:
+def _check_last_batch(graph: Graph, examples: int, batch: int, part: int) -> None:
     """Raise an InputError if BatchNorm would have to take the variance of a single number."""
     norms = [node for node in graph.nodes if isinstance(node.op, BatchNorm)]
-    if (examples - 1) % batch == 0 and any(math.prod(node.shape[1:]) == 1 for node in norms):
+    if not any(math.prod(node.shape[1:]) == 1 for node in norms):
+        return
+    last = (examples - 1) % batch + 1
+    if last == 1:
         raise InputError(
             f"batches of {batch} leave one of the {examples} training examples alone in the last batch, "
             "and BatchNorm cannot normalise one example: choose another batch size"
+        )
+    for size in (min(batch, examples), last):
+        if size // -(-size // part) == 1:
+            raise InputError(
+                f"training.accumulate leaves a single example as a part of a batch of {size}, and BatchNorm "
+                "cannot normalise one example: accumulate less, or choose another batch size"
+            )
+
+
+def _check_parts(method: Method, training: Training) -> None:
+    """Raise an InputError if the gradient of a batch is not the sum of its parts'."""
+    if training.accumulate > 1 and not isinstance(method.combiner, Total):
+        raise InputError(
+            f"training.accumulate: {method.name} weighs the gradients of its losses over a whole batch, "
+            "which is more than a sum over parts: leave training.accumulate at 1, and lower training.batch"
         )
 
 
@@ -292,7 +334,7 @@ def _seeded(order: Iterable[Tensor], seed: int, step: int) -> Iterator[Tensor]:
         yield index
 
 
-def _clean(examples: Examples, index: Tensor, batch: int, seed: int) -> Iterator[Tensor]:
+def _inputs(examples: Examples, index: Tensor, batch: int, seed: int) -> Iterator[Tensor]:
     """The training inputs as they are, in batches that are always the same."""
     own = derive_seed(seed, "statistics", 0)
     for x, _, _ in examples.batches(_seeded(_order(index, batch, own, 0), own, 0)):
