@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -11,10 +11,12 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from tightrope.errors import InputError
 from tightrope.graph import Graph
 from tightrope.graph.ops import BatchNorm
 from tightrope.train.batch import State
 from tightrope.train.schedules import Real, Share
+from tightrope.train.stages import Stage
 
 
 class Average(BaseModel):
@@ -31,23 +33,35 @@ class Average(BaseModel):
     begin: Share
     decay: Annotated[Real, Field(gt=0, lt=1)] | None = None
 
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Raise an InputError if the weights to be averaged belong to different trainings."""
+        if len(stages) > 1:
+            raise InputError(
+                f"training.average: a mean is taken over a run of one stage, and this one has {len(stages)}, "
+                "each of which trains another part of the network: leave training.average out"
+            )
+
 
 class AveragedNetwork:
     """The averaged network of a run; the weights in training know nothing of it.
 
     Args:
-        average: which weights are averaged.
+        average: which weights are averaged; if None, there is no averaged network, and nothing happens.
         module: the network in training.
 
     Attributes:
         state: the averaged network, and how many weights it is the mean of; a checkpoint holds it.
     """
 
-    def __init__(self, average: Average, module: nn.Module) -> None:
-        self.average, self._module = average, module
-        self.state: State = {"average.count": torch.zeros((), dtype=torch.int64)}
-        self._parameters = self._beside(module.named_parameters())
-        self._buffers = self._beside(module.named_buffers())
+    def __init__(self, average: Average | None, module: nn.Module) -> None:
+        self.average = average
+        self.state: State = {}
+        self._parameters: list[tuple[Tensor, Tensor]] = []
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        if average is not None:
+            self.state["average.count"] = torch.zeros((), dtype=torch.int64)
+            self._parameters = self._beside(module.named_parameters())
+            self._buffers = self._beside(module.named_buffers())
 
     def _beside(self, named: Iterable[tuple[str, Tensor]]) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a tensor of the network and its counterpart here."""
@@ -65,11 +79,11 @@ class AveragedNetwork:
             done: share of the run that is done.
             epoch_ends: whether an epoch ends here.
         """
-        decay = self.average.decay
-        if done < self.average.begin or (decay is None and not epoch_ends):
+        average = self.average
+        if average is None or done < average.begin or (average.decay is None and not epoch_ends):
             return
         count = int(self.state["average.count"].add_(1))
-        weight = 1 / count if decay is None or count == 1 else 1 - decay
+        weight = 1 / count if average.decay is None or count == 1 else 1 - average.decay
         for tensor, mine in self._parameters:
             mine.lerp_(tensor, weight)
 
@@ -79,7 +93,7 @@ class AveragedNetwork:
 
         What is done to its buffers, such as BatchNorm's statistics, stays with the averaged network.
         """
-        if not self.state["average.count"]:
+        if self.average is None or not self.state["average.count"]:
             yield False
             return
         for tensor, mine in self._buffers:

@@ -7,8 +7,8 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -143,16 +143,16 @@ def train(
     graph.module.train()
     _check_last_batch(graph, len(index), training.batch, training.part)
     _check_parts(method, training)
-    _check_average(training, stages)
+    if training.average is not None:
+        training.average.check(stages)
     clean = partial(_inputs, examples, index, training.batch, seed)
     with _only_run_in(out), torch.random.fork_rng(), _stop_requested() as stop, ExitStack() as held:
         state = method.begin(graph, len(examples))
-        average = None if training.average is None else AveragedNetwork(training.average, graph.module)
-        remembered = state if average is None else state | average.state
+        average = AveragedNetwork(training.average, graph.module)
         found: Checkpoint | None = None
         if resume and checkpoint.exists():
             found = read_checkpoint(checkpoint, identity)
-            found.restore(graph.module, remembered)
+            found.restore(graph.module, state | average.state)
             done = found.progress()
             _forget_epochs_after(metrics, done.step)
         else:
@@ -164,8 +164,8 @@ def train(
         resumed, saved = done.step, time.monotonic()
 
         def check() -> None:
-            kept = graph.module.state_dict() | ({} if average is None else average.state)
-            if not all(bool(torch.isfinite(t).all()) for t in kept.values()):
+            kept = (*graph.module.state_dict().values(), *average.state.values())
+            if not all(bool(torch.isfinite(t).all()) for t in kept):
                 raise DivergedError(
                     f"a weight turned NaN or infinite before step {done.step}. The last good state is in "
                     f"{checkpoint}. Lower the learning rate"
@@ -174,7 +174,7 @@ def train(
         def save() -> None:
             nonlocal saved
             check()
-            save_checkpoint(checkpoint, graph.module, optimiser, remembered, done, identity)
+            save_checkpoint(checkpoint, graph.module, optimiser, state | average.state, done, identity)
             saved = time.monotonic()
 
         progress = held.enter_context(Progress(f"train {method.name}", total, done.step))
@@ -214,13 +214,12 @@ def train(
                     notes = {f"{NOTE}{name}": value for name, value in result.notes.items()}
                     done.add({**result.losses, **notes, "gradient_norm": result.gradient_norm}, len(y))
                     ends = done.step % per_epoch == 0
-                    if average is not None:
-                        average.learn(done.step / total, ends)
+                    average.learn(done.step / total, ends)
                     done.seconds += time.perf_counter() - began
                     progress.advance()
                     if ends:
                         check()
-                        with nullcontext(False) if average is None else average.in_place() as averaged:
+                        with average.in_place() as averaged:
                             began = time.perf_counter()
                             if averaged or training.bn_statistics == "recompute":
                                 recompute_statistics(live, clean())
@@ -239,8 +238,7 @@ def train(
                     recompute_statistics(live, clean())
                 _keep(graph, out, stage)
         save()
-        if average is not None:
-            average.replace()
+        average.replace()
         save_tensors(out / "model.safetensors", graph.module.state_dict())
 
 
@@ -311,15 +309,6 @@ def _check_parts(method: Method, training: Training) -> None:
         )
 
 
-def _check_average(training: Training, stages: Sequence[Stage]) -> None:
-    """Raise an InputError if the weights to be averaged belong to different trainings."""
-    if training.average is not None and len(stages) > 1:
-        raise InputError(
-            f"training.average: a mean is taken over a run of one stage, and this one has {len(stages)}, "
-            "each of which trains another part of the network: leave training.average out"
-        )
-
-
 def _order(index: Tensor, batch: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
     """The batches of one epoch: a function of the seed and the epoch alone."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
@@ -385,10 +374,10 @@ def _epoch_record(
 
 def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
     losses = ", ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
-    held = record["held_out"]
+    held, who = record["held_out"], "averaged, held out" if "averaged" in record else "held out"
     return (
         f"epoch {record['epoch']}/{epochs}: {losses}; eps {record['eps']:.4g}, lr {record['lr']:.2g}; "
-        f"held out: clean {held['clean']:.2%}, certified {held['certified']:.2%} at eps {held['eps']:.4g}"
+        f"{who}: clean {held['clean']:.2%}, certified {held['certified']:.2%} at eps {held['eps']:.4g}"
     )
 
 
