@@ -753,6 +753,9 @@ def test_the_folder_says_how_to_repeat_the_run(run, reference, tmp_path):
         "lr": OPTIONS["lr"].model_dump(),
         "weight_decay": 0.0,
         "clip": 0.0,
+        "accumulate": 1,
+        "average": None,
+        "bn_statistics": "running",
     }
     environment = json.loads((out / "environment.json").read_text())
     assert environment["seed"] == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -107,6 +107,25 @@ class Batch:
         self._inside: dict[tuple[Search, int], Tensor] = {}
         self._moved: dict[Pgd, Tensor] = {}
         self._small: dict[tuple[Pgd, float], Problem] = {}
+
+    def parts(self, largest: int) -> Iterator[Batch]:
+        """The batch in parts of about the same size, none larger than this, with one state and generator."""
+        count, eps = -(-len(self.y) // largest), self.region.eps
+        for some in torch.arange(len(self.y)).tensor_split(count):
+            here = slice(int(some[0]), int(some[-1]) + 1)
+            part = Batch(
+                self.graph,
+                self.x[here],
+                self.y[here],
+                self.region.with_eps(eps[here]) if isinstance(eps, Tensor) else self.region,
+                self.progress,
+                self.generator,
+                None if self.index is None else self.index[here],
+                self.state,
+                self.stage,
+            )
+            part.still = self.still  # one radius above 0 is enough for the whole batch to move
+            yield part
 
     @cached_property
     def _clean(self) -> tuple[Tensor, Graph]:

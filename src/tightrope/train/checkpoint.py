@@ -63,7 +63,10 @@ def save_checkpoint(
     done: Progressed,
     identity: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint atomically: the file holds the last state or this one, never a mixture."""
+    """Write a checkpoint atomically: the file holds the last state or this one, never a mixture.
+
+    `method_state` is what the method remembers, and the averaged network where there is one.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"method.{name}": tensor for name, tensor in method_state.items()}
     numbers: dict[str, float] = {}

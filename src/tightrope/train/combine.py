@@ -46,6 +46,65 @@ class Total:
         return Gradient(read, {})
 
 
+class SumOfParts:
+    """The gradient that `Total` has for a batch, from parts of the batch one after another.
+
+    A loss over the batch is `sum_i w_i l_i / sum_i w_i`: the parts add up to its numerator, and its
+    denominator is known after the last one. So each loss with weights of its own is summed for itself.
+    """
+
+    def __init__(self, losses: Mapping[str, tuple[Loss, float]], parameters: Sequence[Tensor]) -> None:
+        self._losses, self._parameters = losses, parameters
+        self._values = dict.fromkeys(losses, 0.0)
+        # By the name of a loss with weights of its own, and None for all the others together:
+        self._numerators: dict[str | None, list[Tensor | None]] = {}
+        self._denominators: dict[str | None, float] = {}
+
+    def add(self, part: Batch) -> None:
+        """Count one more part.
+
+        Raises:
+            DivergedError: if a loss is NaN or infinite.
+        """
+        values = {name: loss.value(part) for name, (loss, _) in self._losses.items()}
+        read = _read([*values], torch.stack([*values.values()]))
+        masses: dict[str | None, float] = {name: float(w.sum()) for name, w in part.weighed.items()}
+        masses[None] = len(part.y)
+        numerators: dict[str | None, Tensor] = {}
+        for name, (_, weight) in self._losses.items():
+            group = name if name in part.weighed else None
+            self._values[name] += masses[group] * read[name]
+            numerators[group] = numerators.get(group, 0) + weight * masses[group] * values[name]
+        for group, mass in masses.items():
+            self._denominators[group] = self._denominators.get(group, 0.0) + mass
+        groups = [group for group, numerator in numerators.items() if numerator.requires_grad]
+        for group in groups:
+            more = group is not groups[-1]
+            found = torch.autograd.grad(
+                numerators[group], self._parameters, retain_graph=more, allow_unused=True
+            )
+            before = self._numerators.get(group, [None] * len(found))
+            self._numerators[group] = [_add(old, new) for old, new in zip(before, found, strict=True)]
+
+    def gradient(self) -> Gradient:
+        """Set the `.grad` of the parameters to that of the whole batch."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        for group, gradients in self._numerators.items():
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = _add(parameter.grad, gradient / self._denominators[group])
+        losses = {
+            name: value / self._denominators[name if name in self._denominators else None]
+            for name, value in self._values.items()
+        }
+        return Gradient(losses, {})
+
+
+def _add(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return second if first is None else first if second is None else first + second
+
+
 @dataclass(frozen=True)
 class Bisector:
     """AdvIBP's weights of an adversarial and a robust loss, from moments of their past gradients.

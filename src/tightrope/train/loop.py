@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +26,10 @@ from tightrope.graph import Graph
 from tightrope.graph.ops import BatchNorm
 from tightrope.memory import keep_freed
 from tightrope.progress import Progress
+from tightrope.train.average import Average, AveragedNetwork, recompute_statistics
 from tightrope.train.batch import Batch
 from tightrope.train.checkpoint import Checkpoint, Progressed, derive_seed, read_checkpoint, save_checkpoint
+from tightrope.train.combine import Total
 from tightrope.train.evaluate import HeldOut, evaluate, verified_error
 from tightrope.train.methods import Method
 from tightrope.train.schedules import Number, Ramp, Real, Steps, Whole, at, first_drop, last
@@ -49,6 +52,10 @@ class Training(BaseModel):
         lr: learning rate, a number or a schedule; of a stage, where a method trains layer by layer.
         weight_decay: weight decay of the optimiser.
         clip: largest l_2 norm of the gradient; 0 clips nothing.
+        accumulate: a batch is gone through in so many parts, one at a time in memory, whose gradients add up.
+        average: which weights of the run the trained network is the mean of; the last ones if not said.
+        bn_statistics: BatchNorm's statistics outside of training steps: "running" averages over the steps, or
+            "recompute" over the training examples at the end of each epoch. An average is recomputed always.
         checkpoint_seconds: how often a checkpoint is written.
     """
 
@@ -60,7 +67,24 @@ class Training(BaseModel):
     lr: Number = Steps(start=1e-3, factor=0.1, at=(0.25, 0.42))
     weight_decay: Real = Field(default=0.0, ge=0)
     clip: Real = Field(default=0.0, ge=0)
+    accumulate: Whole = Field(default=1, ge=1)
+    average: Average | None = None
+    bn_statistics: Literal["running", "recompute"] = "running"
     checkpoint_seconds: Real = Field(default=30.0, gt=0)
+
+    @property
+    def part(self) -> int:
+        """Examples that are gone through at once."""
+        return self.batch // self.accumulate
+
+    @model_validator(mode="after")
+    def _divides(self) -> Training:
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"accumulate must divide the batch into equal parts, got {self.accumulate} for a batch of "
+                f"{self.batch}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _learns(self) -> Training:
@@ -117,13 +141,18 @@ def train(
     total = per_epoch * training.epochs
     stages = method.stages(graph)
     graph.module.train()
-    _check_last_batch(graph, len(index), training.batch)
+    _check_last_batch(graph, len(index), training.batch, training.part)
+    _check_parts(method, training)
+    if training.average is not None:
+        training.average.check(stages)
+    clean = partial(_inputs, examples, index, training.batch, seed)
     with _only_run_in(out), torch.random.fork_rng(), _stop_requested() as stop, ExitStack() as held:
         state = method.begin(graph, len(examples))
+        average = AveragedNetwork(training.average, graph.module)
         found: Checkpoint | None = None
         if resume and checkpoint.exists():
             found = read_checkpoint(checkpoint, identity)
-            found.restore(graph.module, state)
+            found.restore(graph.module, state | average.state)
             done = found.progress()
             _forget_epochs_after(metrics, done.step)
         else:
@@ -135,7 +164,8 @@ def train(
         resumed, saved = done.step, time.monotonic()
 
         def check() -> None:
-            if not all(bool(torch.isfinite(t).all()) for t in graph.module.state_dict().values()):
+            kept = (*graph.module.state_dict().values(), *average.state.values())
+            if not all(bool(torch.isfinite(t).all()) for t in kept):
                 raise DivergedError(
                     f"a weight turned NaN or infinite before step {done.step}. The last good state is in "
                     f"{checkpoint}. Lower the learning rate"
@@ -144,7 +174,7 @@ def train(
         def save() -> None:
             nonlocal saved
             check()
-            save_checkpoint(checkpoint, graph.module, optimiser, state, done, identity)
+            save_checkpoint(checkpoint, graph.module, optimiser, state | average.state, done, identity)
             saved = time.monotonic()
 
         progress = held.enter_context(Progress(f"train {method.name}", total, done.step))
@@ -173,7 +203,7 @@ def train(
                     region = method.region(stage, now.progress, numbers, state)
                     batch = Batch(live, x, y, region, now.progress, generator, numbers, state, stage)
                     try:
-                        result = train_step(method, batch, optimiser, training.clip)
+                        result = train_step(method, batch, optimiser, training.clip, training.part)
                     except DivergedError as error:
                         with suppress(DivergedError):  # weights may be lost before a loss shows it
                             save()
@@ -183,11 +213,18 @@ def train(
                         ) from None
                     notes = {f"{NOTE}{name}": value for name, value in result.notes.items()}
                     done.add({**result.losses, **notes, "gradient_norm": result.gradient_norm}, len(y))
+                    ends = done.step % per_epoch == 0
+                    average.learn(done.step / total, ends)
                     done.seconds += time.perf_counter() - began
                     progress.advance()
-                    if done.step % per_epoch == 0:
+                    if ends:
                         check()
-                        record = _epoch_record(graph, held_out, test_eps, done, now)
+                        with average.in_place() as averaged:
+                            began = time.perf_counter()
+                            if averaged or training.bn_statistics == "recompute":
+                                recompute_statistics(live, clean())
+                            done.seconds += time.perf_counter() - began
+                            record = _epoch_record(graph, held_out, test_eps, done, now, averaged)
                         append_lines(metrics, [record])
                         progress.note(_epoch_line(record, training.epochs))
                         done.sums = {}
@@ -197,8 +234,11 @@ def train(
                     if time.monotonic() - saved > training.checkpoint_seconds:
                         save()
             if len(stages) > 1:
+                if training.bn_statistics == "recompute":  # a stage may end within an epoch
+                    recompute_statistics(live, clean())
                 _keep(graph, out, stage)
         save()
+        average.replace()
         save_tensors(out / "model.safetensors", graph.module.state_dict())
 
 
@@ -241,13 +281,31 @@ def _keep(graph: Graph, out: Path, stage: Stage) -> None:
             write_atomically(folder / name, (out / name).read_text(encoding="utf-8"))
 
 
-def _check_last_batch(graph: Graph, examples: int, batch: int) -> None:
+def _check_last_batch(graph: Graph, examples: int, batch: int, part: int) -> None:
     """Raise an InputError if BatchNorm would have to take the variance of a single number."""
     norms = [node for node in graph.nodes if isinstance(node.op, BatchNorm)]
-    if (examples - 1) % batch == 0 and any(math.prod(node.shape[1:]) == 1 for node in norms):
+    if not any(math.prod(node.shape[1:]) == 1 for node in norms):
+        return
+    last = (examples - 1) % batch + 1
+    if last == 1:
         raise InputError(
             f"batches of {batch} leave one of the {examples} training examples alone in the last batch, "
             "and BatchNorm cannot normalise one example: choose another batch size"
+        )
+    for size in (min(batch, examples), last):
+        if size // -(-size // part) == 1:
+            raise InputError(
+                f"training.accumulate leaves a single example as a part of a batch of {size}, and BatchNorm "
+                "cannot normalise one example: accumulate less, or choose another batch size"
+            )
+
+
+def _check_parts(method: Method, training: Training) -> None:
+    """Raise an InputError if the gradient of a batch is not the sum of its parts'."""
+    if training.accumulate > 1 and not isinstance(method.combiner, Total):
+        raise InputError(
+            f"training.accumulate: {method.name} weighs the gradients of its losses over a whole batch, "
+            "which is more than a sum over parts: leave training.accumulate at 1, and lower training.batch"
         )
 
 
@@ -265,6 +323,13 @@ def _seeded(order: Iterable[Tensor], seed: int, step: int) -> Iterator[Tensor]:
         yield index
 
 
+def _inputs(examples: Examples, index: Tensor, batch: int, seed: int) -> Iterator[Tensor]:
+    """The training inputs as they are, in batches that are always the same."""
+    own = derive_seed(seed, "statistics", 0)
+    for x, _, _ in examples.batches(_seeded(_order(index, batch, own, 0), own, 0)):
+        yield x
+
+
 def _optimiser(graph: Graph, training: Training) -> torch.optim.Optimizer:
     parameters = [p for p in graph.module.parameters() if p.requires_grad]
     if not parameters:
@@ -277,7 +342,7 @@ def _optimiser(graph: Graph, training: Training) -> torch.optim.Optimizer:
 
 
 def _epoch_record(
-    graph: Graph, held_out: HeldOut, test_eps: float, done: Progressed, now: Moment
+    graph: Graph, held_out: HeldOut, test_eps: float, done: Progressed, now: Moment, averaged: bool
 ) -> dict[str, Any]:
     means = done.means()
     gradient_norm = means.pop("gradient_norm")
@@ -295,6 +360,7 @@ def _epoch_record(
         "seconds": round(done.seconds, 3),
         "progress": now.of_run,
         **staged,
+        **({"averaged": True} if averaged else {}),
         "eps": now.eps,
         "lr": now.lr,
         "gradient_norm": gradient_norm,
@@ -308,10 +374,10 @@ def _epoch_record(
 
 def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
     losses = ", ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
-    held = record["held_out"]
+    held, who = record["held_out"], "averaged, held out" if "averaged" in record else "held out"
     return (
         f"epoch {record['epoch']}/{epochs}: {losses}; eps {record['eps']:.4g}, lr {record['lr']:.2g}; "
-        f"held out: clean {held['clean']:.2%}, certified {held['certified']:.2%} at eps {held['eps']:.4g}"
+        f"{who}: clean {held['clean']:.2%}, certified {held['certified']:.2%} at eps {held['eps']:.4g}"
     )
 
 
@@ -332,6 +398,13 @@ def _warn_of_schedules(method: Method, training: Training) -> None:
         warnings.warn(
             f"the learning rate falls at {first_drop(training.lr):.3g} of the run, before the ramp of eps "
             f"ends at {method.eps.finish:.3g}: the network will hardly learn the full radius",
+            stacklevel=3,
+        )
+    average = training.average
+    if average is not None and isinstance(method.eps, Ramp) and average.begin < method.eps.finish:
+        warnings.warn(
+            f"training.average begins at {average.begin:.3g} of the run, before the ramp of eps ends at "
+            f"{method.eps.finish:.3g}: the mean takes in networks that were trained for smaller balls",
             stacklevel=3,
         )
 

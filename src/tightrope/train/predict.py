@@ -9,6 +9,7 @@ import time
 import torch
 
 from tightrope.graph import Graph, trace
+from tightrope.train.average import recompute_statistics
 from tightrope.train.batch import Batch
 from tightrope.train.evaluate import HeldOut, evaluate
 from tightrope.train.loop import Training
@@ -53,9 +54,16 @@ def predict_seconds(
                 region = method.region(stage, progress, numbers, state)
                 generator = torch.Generator(x.device)
                 batch = Batch(live, x, y, region, progress, generator, numbers, state, stage)
-                train_step(method, batch, optimiser, clip=0.0)
+                train_step(method, batch, optimiser, 0.0, training.part)
                 times.append(time.perf_counter() - began)
         per_example += (stage.end - stage.begin) * (stop - start) * min(times[1:]) / count
     began = time.perf_counter()
     evaluate(copied, held_out, test_eps, method.engine)
-    return training.epochs * (examples * per_example + time.perf_counter() - began)
+    measured = time.perf_counter() - began
+    if training.average is not None or training.bn_statistics == "recompute":
+        began = time.perf_counter()
+        recompute_statistics(copied, [x])
+        first = 0.0 if training.average is None else training.average.begin
+        share = 1.0 if training.bn_statistics == "recompute" else 1 - first
+        per_example += share * (time.perf_counter() - began) / count
+    return training.epochs * (examples * per_example + measured)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from tightrope.errors import DivergedError
 from tightrope.train.batch import Batch
+from tightrope.train.combine import SumOfParts
 from tightrope.train.methods import Method
+from tightrope.train.objective import Gradient, Loss
 from tightrope.train.schedules import at
 
 
@@ -28,8 +33,17 @@ class StepResult:
     gradient_norm: float
 
 
-def train_step(method: Method, batch: Batch, optimiser: torch.optim.Optimizer, clip: float) -> StepResult:
+def train_step(
+    method: Method, batch: Batch, optimiser: torch.optim.Optimizer, clip: float, part: int | None = None
+) -> StepResult:
     """Differentiate the method's losses, combine, clip, and step.
+
+    Args:
+        method: whose losses, and which radii are to learn from the bounds that the step rests on.
+        batch: the examples.
+        optimiser: of the network's parameters.
+        clip: largest l_2 norm of the gradient; 0 clips nothing.
+        part: how many examples at most are gone through at once; their gradients add up. All if not said.
 
     Raises:
         DivergedError: if a loss or the gradient is NaN or infinite; the network is as it was.
@@ -40,7 +54,11 @@ def train_step(method: Method, batch: Batch, optimiser: torch.optim.Optimizer, c
     weights = {loss.name: at(loss.weight, batch.progress) for loss in method.losses}
     active = {loss.name: (loss, weights[loss.name]) for loss in method.losses if weights[loss.name] != 0}
     try:
-        gradient = method.combiner(active, batch, parameters)
+        if part is None or part >= len(batch.y):
+            gradient = method.combiner(active, batch, parameters)
+            _learn(method, active, batch)
+        else:
+            gradient = _in_parts(method, active, batch, parameters, part)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not math.isfinite(float(norm)):
             raise DivergedError(f"the gradient of {' + '.join(active)} is {float(norm)}")
@@ -57,7 +75,30 @@ def train_step(method: Method, batch: Batch, optimiser: torch.optim.Optimizer, c
     }
     if method.radii is not None:
         notes = notes | {"mean radius": float(torch.as_tensor(batch.region.eps).mean())}
-        for loss, _ in active.values():
-            if loss.margins is not None:  # its bounds are those of before the step
-                method.radii.learn(batch, loss.margins)
     return StepResult(gradient.losses, notes, float(norm))
+
+
+def _in_parts(
+    method: Method,
+    active: Mapping[str, tuple[Loss, float]],
+    batch: Batch,
+    parameters: Sequence[Tensor],
+    largest: int,
+) -> Gradient:
+    """The gradient of a batch of which only a part is held in memory at a time."""
+    total, weighed = SumOfParts(active, parameters), defaultdict(list)
+    for part in batch.parts(largest):
+        total.add(part)
+        _learn(method, active, part)
+        for name, weights in part.weighed.items():
+            weighed[name].append(weights)
+    batch.weighed = {name: torch.cat(weights) for name, weights in weighed.items()}
+    return total.gradient()
+
+
+def _learn(method: Method, active: Mapping[str, tuple[Loss, float]], batch: Batch) -> None:
+    """Let the radii learn from the bounds that the gradient rests on."""
+    if method.radii is not None:
+        for loss, _ in active.values():
+            if loss.margins is not None:
+                method.radii.learn(batch, loss.margins)
