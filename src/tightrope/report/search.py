@@ -61,10 +61,10 @@ def write_search(found: Found, out: Path) -> None:
             ("Date", date_text(environment["date"])),
         ],
         wide_facts=[("Machine", environment["machine"]), ("Command", environment["command"])],
-        caution=f"Both accuracies are shares of {held_out:,} training examples that were set aside: one "
-        f"of them is {100 / held_out:.2g} points. The best of many trials looks better there than it is: judge "
-        "the one you choose on the test set. Certified accuracy comes from the method's own bounds in float32: "
-        "it guides the search, and is no verdict.",
+        caution=f"Both accuracies are shares of {held_out:,} training examples that were set aside; one is "
+        f"{100 / held_out:.2g} points. The best of many trials looks better there than it is: judge the one "
+        "you choose on the test set. Certified accuracy comes from the method's own bounds in float32: it "
+        "guides the search, and is no verdict.",
         plots=[_picture(found, front, others), *_slices(found)],
         keys=keys,
         front=[_row(trial, keys, found.folder) for trial in front],

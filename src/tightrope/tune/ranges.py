@@ -207,4 +207,4 @@ def _take(key: str, value: Value, base: Mapping[str, Any]) -> Recipe:
         return parse_recipe(with_values(base, {key: value}), "the recipe")
     except RecipeError as error:
         first, *rest = str(error).splitlines()
-        raise RecipeError("; ".join(line.strip() for line in rest) or first) from None
+        raise RecipeError(f"at {value!r}: {'; '.join(line.strip() for line in rest) or first}") from None

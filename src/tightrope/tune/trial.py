@@ -29,6 +29,8 @@ MARGIN = 0.05
 
 PATIENCE = 60.0  # seconds
 
+State = Literal["finished", "pruned", "failed"]
+
 
 class Point(BaseModel):
     """Accuracies, in [0, 1], on held-out training examples.
@@ -69,7 +71,7 @@ class Trial(BaseModel):
     format: Literal["tightrope-trial/1"] = "tightrope-trial/1"
     number: int
     values: dict[str, Value]
-    state: Literal["finished", "pruned", "failed"]
+    state: State
     reason: str = ""
     point: Point | None = None
     epochs: int = 0
@@ -114,7 +116,8 @@ def run(task: Task) -> None:
     """
     task.folder.mkdir(parents=True, exist_ok=True)
     _wait_for(task.folder)
-    state, reason = "finished", ""
+    state: State = "finished"
+    reason = ""
     method: Method | None = None
     epochs = 0
 
@@ -135,10 +138,8 @@ def run(task: Task) -> None:
             method, epochs = recipe.build_method(), recipe.training.epochs
             assert recipe.data is not None
             dataset = load(recipe.data)
-            network, source = (
-                make_network(recipe, dataset),
-                as_source(dataset.train, find_device(task.device)),
-            )
+            network = make_network(recipe, dataset)
+            source = as_source(dataset.train, find_device(task.device))
             run_recipe(recipe, method, network, source, out=task.folder, resume=True, watch=watch)
         except Interrupted:
             if state != "pruned":
@@ -149,7 +150,7 @@ def run(task: Task) -> None:
     trial = Trial(
         number=task.number,
         values=dict(task.values),
-        state=state,  # type: ignore[arg-type]  # what pydantic checks
+        state=state,
         reason=reason,
         point=_point(records[-1]) if records else None,
         epochs=len(records),

@@ -265,5 +265,5 @@ def _line(trial: Trial, trials: Iterable[Trial]) -> str:
     if trial.point is not None:
         words += f": clean {trial.point.clean:.2%}, certified {trial.point.certified:.2%}"
     if trial.reason:
-        words += f" ({trial.reason.splitlines()[0]})"
+        words += f" ({trial.reason.splitlines()[0].split('. ')[0]})"
     return f"{words}; {len(front(trials))} on the front"
