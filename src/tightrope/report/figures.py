@@ -388,13 +388,15 @@ def front(
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 3.9), layout="constrained")
         for panel, axes in enumerate(figure.subplots(1, 2)):
-            # Whoever wants more than a point's clean accuracy gets the next point's certified accuracy.
-            axes.step(*zip(*line, strict=True), where="pre", color=PALETTE["green"], zorder=1)
             for number, (clean, certified, finished, _) in points.items():
                 colour = PALETTE["green" if number in best else "blue" if finished else "grey"]
                 look: dict[str, Any] = {"s": 34, "edgecolors": colour, "linewidths": 1.2, "zorder": 2}
                 dot = axes.scatter(clean, certified, facecolors=colour if finished else "none", **look)
                 dot.set_gid(f"trial-{panel}-{number}")
+            # Whoever wants more than a point's clean accuracy gets the next point's certified accuracy.
+            reach = [(0.0, line[0][1]), *line, (line[-1][0], 0.0)]
+            green: dict[str, Any] = {"color": PALETTE["green"], "zorder": 1, "scalex": False, "scaley": False}
+            axes.step(*zip(*reach, strict=True), where="pre", **green)
             axes.set_xlabel("Clean accuracy")
             axes.set_ylabel("Certified accuracy")
             axes.set_title("Near the front" if panel else "All trials")

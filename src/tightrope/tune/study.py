@@ -120,8 +120,8 @@ def search(
                     _tell(optuna, study, trial)
                     if trial.state == "finished":
                         took.append(time.monotonic() - running[trial.number])
-                    progress.advance()
                     progress.note(_line(trial, read_trials(out)))
+                    progress.advance()
     return read_search(out)
 
 
