@@ -21,6 +21,7 @@ ROWS = [
     ("data", "models", "recipes"),
     ("targets", "engines", "methods"),
     ("api",),
+    ("tune",),
     ("report",),
     ("cli",),
     ("__main__",),

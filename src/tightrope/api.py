@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,18 @@ from torch import Tensor, nn
 
 from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds, Engine, Interval, Problem
-from tightrope.data import Augment, Source, as_source, hold_out
+from tightrope.data import Augment, DataSet, Source, as_source, hold_out
 from tightrope.errors import InputError, RecipeError
 from tightrope.files import check_line, read_lines, to_json, write_atomically
 from tightrope.graph import Graph, trace
+from tightrope.models import build
 from tightrope.provenance import environment
 from tightrope.recipes import DEFAULT_TRAINING, Recipe, described
 from tightrope.region import Region
 from tightrope.spec import Spec
-from tightrope.targets import ModelFacts
+from tightrope.targets import ModelFacts, make_model
 from tightrope.train import Method, Training, train
+from tightrope.train.checkpoint import derive_seed
 from tightrope.train.evaluate import HeldOut
 from tightrope.train.schedules import last
 from tightrope.verify import (
@@ -199,8 +201,9 @@ def run_recipe(
     *,
     out: Path,
     resume: bool = False,
+    watch: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> Run:
-    """Train a network as a recipe says, in the run folder `out`.
+    """Train a network as a recipe says, in the run folder `out`; `watch` as for `train`.
 
     Raises:
         InputError: if the folder already holds a run and `resume` is not asked for.
@@ -218,7 +221,7 @@ def run_recipe(
     test_eps = recipe.test_eps or 0.0
     _warn_of_radii(recipe, method)
     settings = recipe.model_dump(mode="json", exclude={"training": {"checkpoint_seconds"}})
-    identity = _flatten(settings) | {
+    identity = flatten(settings) | {
         "data identity": source.identity(),
         "network structure": graph.structure(),
     }
@@ -240,8 +243,23 @@ def run_recipe(
         identity=identity,
         augment=Augment(**recipe.augment.model_dump()),
         resume=resume,
+        watch=watch,
     )
     return Run(out, model.eval())
+
+
+def make_network(recipe: Recipe, dataset: DataSet) -> nn.Module:
+    """The untrained network that a recipe names, for a data set; its weights follow from the seed.
+
+    Raises:
+        InputError: if there is no such network, or it does not fit the data.
+    """
+    assert recipe.model is not None
+    torch.manual_seed(derive_seed(recipe.seed, "network", 0))
+    if ":" in recipe.model:
+        return make_model(recipe.model)
+    normalise = recipe.normalise.model_dump() if recipe.normalise else {}
+    return build(recipe.model, dataset.train.shape, dataset.classes, **normalise)
 
 
 def resolve(recipe: Recipe, method: Method, source: Source) -> Recipe:
@@ -314,7 +332,7 @@ def certify(
         InputError: if something given cannot be used.
         SoundnessViolation: if an example is both certified and attacked.
     """
-    where = _device_for(jobs, device)
+    where = device_for(jobs, device)
     source = as_source(test_set, where)
     return judge(
         _trace_for(source, copy.deepcopy(model), where),
@@ -371,7 +389,7 @@ def radius(
     Raises:
         InputError: if something given cannot be used.
     """
-    where = _device_for(jobs, device)
+    where = device_for(jobs, device)
     source = as_source(test_set, where)
     return certified_radii(
         _trace_for(source, copy.deepcopy(model), where),
@@ -439,7 +457,7 @@ def find_device(name: str) -> torch.device:
         ) from None
 
 
-def _device_for(jobs: int, name: str) -> torch.device:
+def device_for(jobs: int, name: str) -> torch.device:
     """The device, where so many processes may use it."""
     device = torch.device("cpu") if jobs > 1 and name == "auto" else find_device(name)
     if jobs > 1 and device.type != "cpu":
@@ -479,10 +497,11 @@ def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, by dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tables.items():
         flat.update(
-            _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+            flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
         )
     return flat

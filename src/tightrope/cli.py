@@ -22,6 +22,7 @@ from tightrope.api import (
     certify,
     find_device,
     latent_robustness,
+    make_network,
     prepare,
     radius,
     resolve,
@@ -35,15 +36,15 @@ from tightrope.errors import InputError, TightropeError
 from tightrope.files import to_json, write_atomically
 from tightrope.graph import trace
 from tightrope.graph.onnx import write_onnx
-from tightrope.models import build, describe
+from tightrope.models import describe
 from tightrope.models import names as model_names
 from tightrope.recipes import Recipe, options_of, override, parse_recipe, read_recipe
 from tightrope.region import REGIONS
-from tightrope.targets import Target, load_target, make_model
+from tightrope.targets import Target, load_target
 from tightrope.train import METHODS, MODIFIERS, Interrupted
-from tightrope.train.checkpoint import derive_seed
 from tightrope.train.predict import predict_seconds
 from tightrope.train.schedules import parse_number
+from tightrope.tune import MARGIN, read_search, search
 from tightrope.verify import (
     CERTIFICATION_ATTACK,
     LATENT_ATTACK,
@@ -171,6 +172,8 @@ def train_command(
     if eps is not None and method in METHODS and "eps" not in options_of(METHODS[method]).model_fields:
         raise InputError(f"{method} trains without a radius: say what to certify at with --test-eps instead")
     override(content, assignments)
+    if "tune" in content:
+        click.echo("note: [tune] is left out; `tightrope tune` searches what it declares", err=True)
     for key in ("data", "model", "method"):
         if key not in content:
             raise InputError(
@@ -198,12 +201,7 @@ def _train(
     recipe = resolve(recipe, method, source)
     parts = (Path(data).stem, model.replace(":", "-"), method.name, *method.modifiers)
     out = out or Path("runs") / f"{'-'.join(parts)}-{recipe.test_eps:.4g}"
-    torch.manual_seed(derive_seed(recipe.seed, "network", 0))
-    normalise = recipe.normalise.model_dump() if recipe.normalise else {}
-    if ":" in model:
-        network = make_model(model)
-    else:
-        network = build(model, dataset.train.shape, dataset.classes, **normalise)
+    network = make_network(recipe, dataset)
     if budget is not None or dry_run:
         graph, index, held_out = prepare(recipe, network, source)
         seconds = predict_seconds(
@@ -682,6 +680,139 @@ def _write_properties(
     return count
 
 
+# --------------------------------------------------------------------------------------------- tune
+
+
+@cli.command("tune")
+@click.argument("recipe", required=False, type=FILE)
+@click.option("--out", type=FOLDER, help="Folder of the search.  [default: runs/tune-RECIPE]")
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Trials in all, with those of a search that is resumed.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Trials at once, each in a process of one thread.",
+)
+@click.option("--budget", type=time, help="Begin no trial that would not be done in this time: 90s, 15m, 2h.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="Passes over the data in each trial.  [default: the recipe's]",
+)
+@click.option("--seed", type=SEED, help="Seed of the trials and of the search.  [default: the recipe's]")
+@click.option(
+    "--prune-margin",
+    type=number,
+    default=MARGIN,
+    show_default=True,
+    help="Stop a trial behind its ramp once a finished one was better by this share of the held-out "
+    "examples in both accuracies; 1 stops none.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ...")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Processor threads of a single job.  [default: all]"
+)
+@click.option("--resume", is_flag=True, help="Go on with the search in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object as the last line.")
+def tune_command(
+    recipe: Path | None,
+    out: Path | None,
+    trials: int,
+    jobs: int,
+    budget: float | None,
+    epochs: int | None,
+    seed: int | None,
+    prune_margin: float,
+    device: str,
+    threads: int | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    r"""Search the ranges that RECIPE declares in [tune]: clean against certified accuracy.
+
+    Both are measured on held-out training examples, never on the test set. Each trial is a run folder in
+    OUT/trials; those that no other beats in both are listed, and written to OUT/front.json and
+    OUT/report.html.
+
+    \b
+    A search that was stopped goes on with:   tightrope tune --resume --out OUT
+    A trial's recipe repeats its training:    tightrope train OUT/trials/0007/recipe.toml --out RUN
+    """
+    if recipe is None:
+        if not resume or out is None:
+            raise InputError("say what to search: a RECIPE with a section [tune], or --resume --out OUT")
+        recipe = out / "recipe.toml"
+        if not recipe.exists():
+            raise InputError(f"{out} holds no search to resume: there is no {recipe}")
+    if threads:
+        torch.set_num_threads(threads)
+    out = out or Path("runs") / f"tune-{recipe.stem}"
+    content = read_recipe(recipe)
+    if seed is not None:
+        content["seed"] = seed
+    if epochs is not None:
+        content.setdefault("training", {})["epochs"] = epochs
+    if not 0 < prune_margin <= 1:
+        raise InputError(f"--prune-margin is a share above 0 and at most 1, got {prune_margin:g}")
+    try:
+        search(
+            content,
+            str(recipe),
+            out,
+            trials=trials,
+            jobs=jobs,
+            budget=budget,
+            margin=prune_margin,
+            device=device,
+            resume=resume,
+        )
+    except KeyboardInterrupt:
+        _say_what_was_found(out, as_json)
+        raise
+    if not _say_what_was_found(out, as_json):
+        raise TightropeError(
+            f"no trial was finished; why, say the files trial.json and train.log in {out}/trials"
+        )
+
+
+def _say_what_was_found(out: Path, as_json: bool) -> bool:
+    """Print the front, and write it down; whether there is one."""
+    from tightrope.report import write_search
+
+    found = read_search(out)
+    if not found.front:
+        return False
+    summary = found.summary()
+    write_atomically(out / "front.json", to_json(summary, indent=2) + "\n")
+    write_search(found, out / "report.html")
+    keys = list(found.ranges)
+    table = [["trial", "clean", "certified", *keys, "epochs", "seconds"]]
+    for trial in summary["front"]:
+        accuracies = [_cell(trial[name], name) for name in ("clean", "certified")]
+        values = [_cell(trial["values"][key], key) for key in keys]
+        table.append(
+            [str(trial["trial"]), *accuracies, *values, str(trial["epochs"]), f"{trial['seconds']:.1f}"]
+        )
+    _print_table(table, left=1, err=as_json)
+    click.echo(
+        f"{len(found.front)} of {summary['finished']} finished trials are beaten by none; "
+        f"{summary['pruned']} pruned, {summary['failed']} failed; on {summary['held_out']} held-out training "
+        f"examples, at eps {summary['test_eps']:.4g}",
+        err=True,
+    )
+    click.echo(f"report: {out / 'report.html'}", err=True)
+    if as_json:
+        click.echo(to_json(summary))
+    return True
+
+
 # ------------------------------------------------------------------------------------------- report
 
 
@@ -713,20 +844,24 @@ def compare_command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> 
     columns = ("run", "method", "data", "eps", "verifier", "examples", "clean", "attacked", "certified")
     table = [[*columns, "cost"]]
     table += [[*(_cell(row.facts[name], name) for name in columns), row.cost or "-"] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    left = len(columns[:5])
-    for line in table:
-        cells = [
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        click.echo("  ".join(cells).rstrip(), err=as_json)
+    _print_table(table, left=5, err=as_json)
     if unlike := differences(rows):
         click.echo(f"warning: {unlike}", err=True)
     if out is not None:
         click.echo(f"comparison: {out}", err=True)
     if as_json:
         click.echo(to_json({"runs": [row.facts for row in rows]}))
+
+
+def _print_table(table: list[list[str]], left: int, err: bool) -> None:
+    """Print lines in columns, so many of them flush left."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        cells = [
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip(), err=err)
 
 
 def _cell(value: Any, name: str) -> str:

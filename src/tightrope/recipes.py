@@ -137,7 +137,8 @@ def parse_recipe(content: Mapping[str, Any], source: str) -> Recipe:
     Raises:
         RecipeError: naming every unknown key, with the nearest valid one, and every bad value.
     """
-    content = dict(content)
+    # What `tightrope tune` would vary is no part of a run: without it the recipe is whole.
+    content = {key: value for key, value in content.items() if key != "tune"}
     name = (content.get("method") or {}).get("name") if isinstance(content.get("method"), Mapping) else None
     if (
         isinstance(name, str)
@@ -190,15 +191,22 @@ def override(content: dict[str, Any], assignments: Iterable[str]) -> None:
             value: Any = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
-        table = content
-        *parents, leaf = key.strip().split(".")
-        for parent in parents:
-            table = table.setdefault(parent, {})
-            if not isinstance(table, dict):
-                raise RecipeError(
-                    f"{key} cannot be set: {parent} is a value, not a table; set {parent} itself"
-                )
-        table[leaf] = value
+        assign(content, key.strip(), value)
+
+
+def assign(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set one value in nested tables, by its dotted key.
+
+    Raises:
+        RecipeError: if the key leads through something that is no table.
+    """
+    table = content
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"{key} cannot be set: {parent} is a value, not a table; set {parent} itself")
+    table[leaf] = value
 
 
 def build_method(
@@ -264,7 +272,7 @@ def _places() -> dict[str, str]:
         ("training.", Training),
         ("", Recipe),
     ]
-    places = {key: key for key in _SCHEDULE_KEYS}
+    places = {key: key for key in (*_SCHEDULE_KEYS, "tune")}
     return places | {key: f"{table}{key}" for table, model in tables for key in model.model_fields}
 
 

@@ -7,6 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import cycle
 from typing import Any
 
@@ -14,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
@@ -370,6 +372,80 @@ def compared(labels: Sequence[str], rows: Sequence[Mapping[str, Any]], key: str,
         return _svg(figure, key, alt)
 
 
+def front(
+    points: Mapping[int, tuple[float, float, bool, str]], best: Sequence[int], key: str, alt: str
+) -> Markup:
+    """Trials of a search as points, clean against certified accuracy, and the front as a line.
+
+    Args:
+        points: for each trial clean and certified accuracy, whether it was finished, and what is said of it
+            where one points at it.
+        best: the trials on the front, by rising clean accuracy.
+        key: what the ids in the SVG begin with.
+        alt: the plot in words.
+    """
+    line = [points[number][:2] for number in best]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.9), layout="constrained")
+        for panel, axes in enumerate(figure.subplots(1, 2)):
+            for number, (clean, certified, finished, _) in points.items():
+                colour = PALETTE["green" if number in best else "blue" if finished else "grey"]
+                look: dict[str, Any] = {"s": 34, "edgecolors": colour, "linewidths": 1.2, "zorder": 2}
+                dot = axes.scatter(clean, certified, facecolors=colour if finished else "none", **look)
+                dot.set_gid(f"trial-{panel}-{number}")
+            # Whoever wants more than a point's clean accuracy gets the next point's certified accuracy.
+            reach = [(0.0, line[0][1]), *line, (line[-1][0], 0.0)]
+            green: dict[str, Any] = {"color": PALETTE["green"], "zorder": 1, "scalex": False, "scaley": False}
+            axes.step(*zip(*reach, strict=True), where="pre", **green)
+            axes.set_xlabel("Clean accuracy")
+            axes.set_ylabel("Certified accuracy")
+            axes.set_title("Near the front" if panel else "All trials")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(PercentFormatter(1.0, decimals=panel))
+                axis.set_major_locator(MaxNLocator(6))
+        for number in best:
+            axes.annotate(str(number), points[number][:2], (5, 5), textcoords="offset points")
+        for limit, values in zip((axes.set_xlim, axes.set_ylim), zip(*line, strict=True), strict=True):
+            room = max(0.02, 0.4 * (max(values) - min(values)))
+            limit(min(values) - room, max(values) + room)
+        svg = _svg(figure, key, alt)
+    said = {str(number): escape(words) for number, (*_, words) in points.items()}
+    mark = re.compile(rf'<g id="{key}-trial-\d-(\d+)">')
+    return Markup(mark.sub(lambda found: f"{found[0]}<title>{said[found[1]]}</title>", svg))
+
+
+def slices(
+    columns: Mapping[str, Sequence[tuple[float, float, float]]],
+    logarithmic: AbstractSet[str],
+    key: str,
+    alt: str,
+) -> Markup:
+    """Clean and certified accuracy of trials against each number that was searched, one panel each.
+
+    Args:
+        columns: for each number its value, clean and certified accuracy in every trial.
+        logarithmic: the numbers that were searched by orders of magnitude.
+        key: what the ids in the SVG begin with.
+        alt: the plot in words.
+    """
+    with mpl.rc_context(_STYLE):
+        across = min(3, len(columns))
+        down = -(-len(columns) // across)
+        figure = Figure(figsize=(_WIDTH, 2.6 * down), layout="constrained")
+        for place, (name, rows) in enumerate(columns.items(), start=1):
+            axes = figure.add_subplot(down, across, place)
+            values, clean, certified = zip(*rows, strict=True)
+            axes.scatter(values, clean, s=18, marker="s", color=PALETTE["green"], label="clean")
+            axes.scatter(values, certified, s=18, color=PALETTE["blue"], label="certified")
+            if name in logarithmic:
+                axes.set_xscale("log")
+                _plain_numbers(axes.xaxis, max(values) < 300 * min(values))
+            axes.set_xlabel(name)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        _legend(figure, *figure.axes)
+        return _svg(figure, key, alt)
+
+
 def radii(curves: Mapping[str, Mapping[str, Radii]], key: str, alt: str) -> Markup:
     """Certified accuracy against eps, one panel per norm and one line per file of radii.
 
@@ -442,11 +518,15 @@ def _logarithmic(axes: Axes) -> None:
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines] or [np.ones(1)])
     if values.min() <= 0 or values.max() < 10 * values.min():
         return
-    few = values.max() < 300 * values.min()
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+    _plain_numbers(axes.yaxis, values.max() < 300 * values.min())
+
+
+def _plain_numbers(axis: Axis, few: bool) -> None:
+    """Label a logarithmic axis with numbers rather than powers; with more of them if it spans few decades."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
 
 
 def _legend(figure: Figure, *panels: Axes, columns: int = 4) -> None:

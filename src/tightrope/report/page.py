@@ -7,7 +7,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,10 @@ from tightrope.report import figures
 from tightrope.report.examples import Example, Load, examples, loader
 from tightrope.report.figures import STATUS_COLOURS
 from tightrope.report.read import Certificate, Epoch, RadiusFile, Run, read_run
+from tightrope.report.text import commit_text as _commit
+from tightrope.report.text import date_text as _date
+from tightrope.report.text import duration_text as _duration
+from tightrope.report.text import number_text as _number
 from tightrope.train.schedules import last
 from tightrope.verify import Radii, Verdict
 
@@ -219,14 +222,9 @@ def _write(
 ) -> None:
     """Write the page: the comparison, if there is one, and what is said of each run."""
     rows = _rows(read) if compared else []
-    template = Environment(
-        loader=PackageLoader("tightrope.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html.j2")
-    page = template.render(
+    render(
+        out,
+        "report.html.j2",
         title=title,
         runs=views,
         count=_number(len(read), "run"),
@@ -242,6 +240,22 @@ def _write(
         all_radii=_radii_of_all(read) if compared else None,
         statuses=STATUS_COLOURS,
     )
+
+
+def render(out: Path, template: str, **content: Any) -> None:
+    """Fill a template of this folder, and write the page.
+
+    Raises:
+        InputError: if `out` cannot be written.
+    """
+    templates = Environment(
+        loader=PackageLoader("tightrope.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = templates.get_template(template).render(content)
     try:
         write_atomically(out, page)
     except OSError as error:
@@ -364,19 +378,6 @@ def _wide_facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "Versions", ", ".join(versions)
     if _fact(run, "command"):
         yield "Command", str(_fact(run, "command"))
-
-
-def _commit(value: object) -> str:
-    """A commit's first 12 characters, with the "+" that says that the checkout was changed since."""
-    full = str(value or "")
-    return full if len(full) <= 13 else full[:12] + ("+" if full.endswith("+") else "")
-
-
-def _date(value: object) -> str:
-    try:
-        return f"{datetime.fromisoformat(str(value)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-    except ValueError:
-        return str(value or "")
 
 
 def _fact(run: Run, key: str) -> Any:
@@ -885,16 +886,3 @@ def _percent(count: int, total: int) -> str:
 def _decimals(total: int) -> int:
     """Digits that show a single example's share: 1 for up to a thousand examples, 2 for more."""
     return 1 if total <= 1000 else 2
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 0.1:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -111,6 +111,7 @@ def train(
     identity: Mapping[str, Any],
     augment: Augmentation | None = None,
     resume: bool = False,
+    watch: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> None:
     """Train a network in place, writing metrics, checkpoints and the final weights to `out`.
 
@@ -127,11 +128,12 @@ def train(
         identity: what a checkpoint must agree on to be resumed (data, settings ...).
         augment: random change of a batch of inputs.
         resume: go on from the checkpoint in `out`.
+        watch: sees each epoch's record, and says whether to stop.
 
     Raises:
         DivergedError: if a loss or gradient turns NaN or infinite; the last good state is saved.
         IdentityError: if the checkpoint belongs to another run.
-        Interrupted: on Ctrl-C or SIGTERM, after saving.
+        Interrupted: on Ctrl-C or SIGTERM, or where `watch` says so, after saving.
     """
     _warn_of_schedules(method, training)
     out.mkdir(parents=True, exist_ok=True)
@@ -228,6 +230,8 @@ def train(
                         append_lines(metrics, [record])
                         progress.note(_epoch_line(record, training.epochs))
                         done.sums = {}
+                        if watch is not None and watch(record):
+                            stop.set()
                     if stop.is_set():
                         save()
                         raise Interrupted
