@@ -36,13 +36,13 @@ ROWS = [
     ("wong-kolter", {"eps": 0.05, "projections": 4}, False),
     ("advibp", {"eps": 0.05}, False),
     ("advcrown-ibp", {"eps": 0.05}, False),
+    ("colt", {"eps": 0.05, "penalty": NO_PENALTY}, False),
+    ("mat", {"eps": 0.05, "penalty": NO_PENALTY}, False),
+    ("maar", {"eps": 0.05, "penalty": NO_PENALTY}, False),
     ("sabr", {"eps": 0.05, "steps": 3}, False),
     ("cc-ibp", {"eps": 0.05}, False),
     ("mtl-ibp", {"eps": 0.05}, False),
     ("exp-ibp", {"eps": 0.05}, False),
-    ("colt", {"eps": 0.05, "penalty": NO_PENALTY}, False),
-    ("mat", {"eps": 0.05, "penalty": NO_PENALTY}, False),
-    ("maar", {"eps": 0.05, "penalty": NO_PENALTY}, False),
 ]
 MOVING = (
     "trades",
