@@ -18,6 +18,8 @@ from tightrope.train.methods import (
     sabr,
     shi_ibp,
     standard,
+    staps,
+    taps,
     trades,
     wong_kolter,
 )
@@ -40,6 +42,8 @@ __all__ = [
     "sabr",
     "shi_ibp",
     "standard",
+    "staps",
+    "taps",
     "trades",
     "wong_kolter",
 ]

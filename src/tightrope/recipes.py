@@ -109,7 +109,7 @@ DEFAULT_TRAINING: dict[str, Training] = {
     "trades": _ADVERSARIAL,
     "mart": _ADVERSARIAL,
     "relu-stability": _ADVERSARIAL,
-    **dict.fromkeys(("sabr", "cc-ibp", "mtl-ibp", "exp-ibp"), _MIXED),
+    **dict.fromkeys(("sabr", "cc-ibp", "mtl-ibp", "exp-ibp", "taps", "staps"), _MIXED),
     "colt": _LAYERWISE,
     "mat": _LAYERWISE,
     "maar": _LAYERWISE,

@@ -10,7 +10,7 @@ from tightrope.train.methods.base import METHODS, MODIFIERS, Method, Modifier, R
 from tightrope.train.methods.certified import crown_ibp, ibp, shi_ibp, shi_regularisers, wong_kolter
 from tightrope.train.methods.joint import advcrown_ibp, advibp
 from tightrope.train.methods.layerwise import LatentAttack, Penalty, colt, maar, mat
-from tightrope.train.methods.mixed import cc_ibp, exp_ibp, mtl_ibp, sabr
+from tightrope.train.methods.mixed import cc_ibp, exp_ibp, mtl_ibp, sabr, staps, taps
 
 __all__ = [
     "METHODS",
@@ -39,6 +39,8 @@ __all__ = [
     "shi_ibp",
     "shi_regularisers",
     "standard",
+    "staps",
+    "taps",
     "trades",
     "wong_kolter",
 ]

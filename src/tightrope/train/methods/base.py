@@ -58,6 +58,7 @@ class Method:
         layerwise: how it goes through the layers, if it trains them one after another; its schedules are
             then those of a stage.
         search: how the metrics of such a method attack the region of a stage.
+        fits: refuses a network that it cannot train, by an InputError.
         options: what its function was called with; part of a run's identity.
         modifiers: what was added by `method | modifier`: each one's options by its name.
     """
@@ -72,6 +73,7 @@ class Method:
     radii: Radii | None = None
     layerwise: Layerwise | None = None
     search: Search | None = None
+    fits: Callable[[Graph], object] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     modifiers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -87,7 +89,13 @@ class Method:
         return replace(modifier.change(self), modifiers=modifiers)
 
     def begin(self, graph: Graph, examples: int) -> State:
-        """What it remembers, at the beginning of a run on this many examples."""
+        """What it remembers, at the beginning of a run on this many examples.
+
+        Raises:
+            InputError: if it cannot train this network.
+        """
+        if self.fits is not None:
+            self.fits(graph)
         return self.combiner.begin(graph) | ({} if self.radii is None else self.radii.begin(examples))
 
     def stages(self, graph: Graph) -> list[Stage]:
