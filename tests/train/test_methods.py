@@ -13,7 +13,7 @@ import tomli_w
 import torch
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Interval
+from tightrope.bounds import HybridZonotope, Interval
 from tightrope.errors import InputError, RecipeError
 from tightrope.graph import trace
 from tightrope.recipes import build_method
@@ -36,6 +36,7 @@ ROWS = [
     ("shi-ibp", {"eps": 0.05}, True),
     ("crown-ibp", {"eps": 0.05}, False),
     ("wong-kolter", {"eps": 0.05, "projections": 4}, False),
+    ("diffai", {"eps": 0.05, "domain": "switch"}, False),
     ("advibp", {"eps": 0.05}, False),
     ("advcrown-ibp", {"eps": 0.05}, False),
     ("colt", {"eps": 0.05, "penalty": NO_PENALTY}, False),
@@ -66,6 +67,8 @@ OTHER_OPTIONS = [
     ("shi-ibp", {"eps": 0.1, "regularise": 0.2, "ramp": Course(begin=0.1, finish=0.9)}),
     ("crown-ibp", {"eps": 0.1, "kappa": 0.1, "beta": 0.3, "fusion": True}),
     ("wong-kolter", {"eps": 0.1, "projections": 0, "ramp": Course(begin=0.1, finish=0.4)}),
+    ("diffai", {"eps": 0.1, "domain": "deepz", "sample": False, "kappa": 0.2, "ramp": Course(begin=0.1)}),
+    ("diffai", {"eps": Ramp(end=0.1, begin=0.1, finish=0.3), "kappa": Ramp(start=0.9, end=0.4)}),
     ("crown-ibp", {"eps": Ramp(end=0.1, begin=0.1, finish=0.3), "beta": Ramp(start=0.9, end=0.4)}),
     ("advibp", {"eps": 0.1, "threshold": 0.2, "beta1": 0.5, "beta2": 0.9, "combiner": "total"}),
     ("advcrown-ibp", {"eps": 0.1, "threshold": Ramp(start=1, end=0), "clean": 0.02}),
@@ -329,3 +332,32 @@ def test_between_an_attack_and_a_bound_the_losses_rise(network, batch):
     ]
     losses = [terms.worst_case(m)(batch(module, eps=0.1, count=60)).mean().item() for m in margins]
     assert losses == sorted(losses)
+
+
+class TestDiffai:
+    def test_with_boxes_over_the_whole_region_it_is_ibp(self, network, batch):
+        ramp = Course(begin=0.1, finish=0.5)
+        ours = methods.diffai(eps=0.1, sample=False, kappa=0.3, ramp=ramp)
+        theirs = methods.ibp(eps=0.1, kappa=0.3, ramp=ramp)
+        for progress in (0.0, 0.3, 1.0):
+            found, expected = (
+                objective(m, batch(network(), at(m.eps, progress), progress)) for m in (ours, theirs)
+            )
+            assert found == expected
+
+    def test_its_box_grows_into_the_whole_region_over_the_ramp(self, network, batch):
+        method = methods.diffai(eps=0.1, domain="switch", ramp=Course(begin=0.2, finish=0.6))
+        module, engine = network(), HybridZonotope("adaptive")
+        whole = terms.worst_case(terms.bounded(engine))
+        for progress in (0.21, 0.4, 0.6, 1.0):
+            b = batch(module, eps=0.1, progress=progress)
+            loss, largest = method.losses[1].term(b).mean(), whole(b).mean()
+            assert (loss < largest) if progress < 0.6 else torch.allclose(loss, largest)
+        assert method.engine == engine
+
+    def test_its_default_schedule_is_the_code_s(self):
+        """methods.md, section 11: Lin(0, 1, 150, 10), and a weight Lin(0, 0.5, 150, 10)."""
+        method = methods.diffai(eps=0.1)
+        assert method.eps == Ramp(end=0.1, begin=10 / 420, finish=160 / 420)
+        natural, robust = method.losses
+        assert (last(natural.weight), last(robust.weight)) == (0.5, 0.5)

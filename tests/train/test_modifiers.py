@@ -27,7 +27,18 @@ SINGLE = [*WEIGHTS, "auto-eps"]
 OWN = [row for row in ROWS if row[0] in SINGLE]
 EVERY = pytest.mark.parametrize(("name", "options"), ROWS, ids=[row[0] for row in ROWS])
 RELAXED = ["crown-ibp", "wong-kolter"]
-CERTIFIED = ["ibp", "shi-ibp", *RELAXED, "advibp", "advcrown-ibp", "sabr", "cc-ibp", "mtl-ibp", "exp-ibp"]
+CERTIFIED = [
+    "ibp",
+    "shi-ibp",
+    *RELAXED,
+    "advibp",
+    "advcrown-ibp",
+    "sabr",
+    "cc-ibp",
+    "mtl-ibp",
+    "exp-ibp",
+    "diffai",
+]
 CONNECTED = ["taps", "staps"]
 
 

@@ -7,7 +7,7 @@ row in the tests, one recipe.
 
 from tightrope.train.methods.adversarial import fgsm, mart, pgd, relu_stability, standard, trades
 from tightrope.train.methods.base import METHODS, MODIFIERS, Method, Modifier, Relaxation, published
-from tightrope.train.methods.certified import crown_ibp, ibp, shi_ibp, shi_regularisers, wong_kolter
+from tightrope.train.methods.certified import crown_ibp, diffai, ibp, shi_ibp, shi_regularisers, wong_kolter
 from tightrope.train.methods.joint import advcrown_ibp, advibp
 from tightrope.train.methods.layerwise import LatentAttack, Penalty, colt, maar, mat
 from tightrope.train.methods.mixed import cc_ibp, exp_ibp, mtl_ibp, sabr, staps, taps
@@ -25,6 +25,7 @@ __all__ = [
     "cc_ibp",
     "colt",
     "crown_ibp",
+    "diffai",
     "exp_ibp",
     "fgsm",
     "ibp",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tightrope.bounds import Interval, Linear
+from tightrope.bounds import HybridZonotope, Interval, Linear
 from tightrope.bounds.projected import Projected
 from tightrope.bounds.pullback import Scheme
+from tightrope.bounds.relax import LowerSlope
 from tightrope.errors import InputError
 from tightrope.train import regularisers, terms
 from tightrope.train.initialise import ibp_initialisation
@@ -107,6 +108,34 @@ def wong_kolter(
     relaxation = Relaxation(scheme, ramp.between(0.0, 1.0))
     exact = Linear("parallel", "linear", sides="lower")
     return Method("wong-kolter", eps, losses, engine=exact, relaxation=relaxation)
+
+
+@published(METHODS)
+def diffai(
+    eps: Number,
+    domain: Literal["box", "switch", "deepz"] = "box",
+    sample: bool = True,
+    kappa: NumberOrRamp = 0.5,
+    ramp: Course = Course(begin=10 / 420, finish=160 / 420),
+) -> Method:
+    """DiffAI (Mirman et al. 2018): `kappa CE(f(x)) + (1 - kappa) CE(-m)` by a hybrid zonotope.
+
+    Args:
+        eps: radius at the end of the ramp, in pixel units; or a schedule (a ramp sets the course too).
+        domain: "box" carries nothing of the input (intervals); "switch" and "deepz" carry its noise, in a
+            forward pass for each of its entries, through DiffAI's ReLUs of these names.
+        sample: whether the robust loss looks at a box somewhere inside the region that grows over the ramp
+            (Mirman et al. 2019), instead of all of it.
+        kappa: weight of the natural loss at the end of the ramp (1 at its beginning), or a schedule.
+        ramp: when eps, kappa and the box move; the default is epochs 10 to 160 of 420.
+    """
+    eps, ramp = on(ramp, eps)
+    kappa = kappa if isinstance(kappa, Ramp) else ramp.between(1.0, kappa)
+    slopes: dict[str, LowerSlope] = {"switch": "adaptive", "deepz": "parallel"}
+    engine = Interval() if domain == "box" else HybridZonotope(slopes[domain])
+    inside = terms.small(None, ramp.between(0.0, 1.0)) if sample else terms.whole
+    robust = robust_loss(rest(kappa), terms.bounded(engine, inside))
+    return Method("diffai", eps, (Loss("natural", kappa, terms.natural), robust), engine=engine)
 
 
 def shi_regularisers(ramp: Course, lam: float) -> tuple[Loss, Loss]:
