@@ -3,6 +3,7 @@
 from tightrope.bounds.alpha import alpha_crown, zonotope
 from tightrope.bounds.compose import Intersect as intersect  # noqa: N813 (called like a function)
 from tightrope.bounds.compose import Mix as mix  # noqa: N813
+from tightrope.bounds.hybrid import HybridZonotope as hybrid_zonotope  # noqa: N813
 from tightrope.bounds.interval import Interval as interval  # noqa: N813
 from tightrope.bounds.linear import crown, crown_ibp, fast_lin
 from tightrope.bounds.projected import Projected as projected  # noqa: N813
@@ -14,6 +15,7 @@ __all__ = [
     "crown_ibp",
     "fast_lin",
     "forward",
+    "hybrid_zonotope",
     "intersect",
     "interval",
     "mix",

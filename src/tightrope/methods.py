@@ -6,6 +6,7 @@ from tightrope.train.methods import (
     cc_ibp,
     colt,
     crown_ibp,
+    diffai,
     exp_ibp,
     fgsm,
     ibp,
@@ -18,6 +19,8 @@ from tightrope.train.methods import (
     sabr,
     shi_ibp,
     standard,
+    staps,
+    taps,
     trades,
     wong_kolter,
 )
@@ -28,6 +31,7 @@ __all__ = [
     "cc_ibp",
     "colt",
     "crown_ibp",
+    "diffai",
     "exp_ibp",
     "fgsm",
     "ibp",
@@ -40,6 +44,8 @@ __all__ = [
     "sabr",
     "shi_ibp",
     "standard",
+    "staps",
+    "taps",
     "trades",
     "wong_kolter",
 ]

@@ -104,12 +104,15 @@ DEFAULT_TRAINING: dict[str, Training] = {
     "pgd": _ADVERSARIAL,
     "ibp": Training(epochs=100, batch=100, lr=Steps(start=1e-3, factor=0.1, at=(0.25, 0.42))),
     "crown-ibp": Training(epochs=200, batch=256, lr=Steps(start=5e-4, factor=0.1, at=(130 / 200, 190 / 200))),
+    "diffai": Training(
+        epochs=420, batch=50, lr=Steps(start=1e-3, factor=0.1, at=(200 / 420, 250 / 420, 300 / 420))
+    ),
     "advibp": _JOINT,
     "advcrown-ibp": _JOINT,
     "trades": _ADVERSARIAL,
     "mart": _ADVERSARIAL,
     "relu-stability": _ADVERSARIAL,
-    **dict.fromkeys(("sabr", "cc-ibp", "mtl-ibp", "exp-ibp"), _MIXED),
+    **dict.fromkeys(("sabr", "cc-ibp", "mtl-ibp", "exp-ibp", "taps", "staps"), _MIXED),
     "colt": _LAYERWISE,
     "mat": _LAYERWISE,
     "maar": _LAYERWISE,

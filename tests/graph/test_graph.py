@@ -389,3 +389,27 @@ def test_what_enters_each_activation_is_what_its_predecessor_yields():
     logits, entering = trace(module, (3,)).entering(x)
     assert torch.equal(logits, module(x))
     assert [torch.equal(entering[2], module[0](x)), torch.equal(entering[4], module[:3](x))] == [True, True]
+
+
+class TestSplitting:
+    @pytest.fixture
+    def graph(self) -> Graph:
+        torch.manual_seed(0)
+        return trace(convolutional().double().eval(), (1, 4, 4))
+
+    def test_what_lies_in_front_and_behind_is_the_whole(self, graph: Graph) -> None:
+        x = numbers(3, 1, 4, 4)
+        for node in graph.separators():
+            value = graph.upto(node).run(x)[0].view(3, *graph.nodes[node].shape)
+            torch.testing.assert_close(graph.since(node).run(value)[0], graph.run(x)[0])
+
+    def test_a_chain_can_be_split_anywhere(self, graph: Graph) -> None:
+        assert graph.separators() == list(range(len(graph.nodes)))
+
+    def test_a_path_around_a_node_is_noticed(self) -> None:
+        graph = trace(Shared().double().eval(), (1, 4, 4))
+        separators = graph.separators()
+        assert [graph.nodes[i].name for i in separators] == ["input", "flatten", "first", "sub", "last"]
+        for node in set(range(len(graph.nodes))) - set(separators):
+            with pytest.raises(InputError, match="a path goes around it"):
+                graph.since(node)

@@ -51,6 +51,8 @@ METHODS = {
     "pgd": methods.pgd(eps=0.1, steps=2),
     "ibp": methods.ibp(eps=0.1, ramp=RAMP),
     "shi-ibp": methods.shi_ibp(eps=0.1, ramp=RAMP),
+    "diffai": methods.diffai(eps=0.1, ramp=RAMP),
+    "staps": methods.staps(eps=0.1, steps=2, ramp=RAMP),
     "maar": methods.maar(eps=0.1, attack=LatentAttack(steps=2, projections=4)),
 }
 

@@ -12,6 +12,8 @@ import pytest
 import tomli_w
 import torch
 
+from tightrope.attacks import Pgd
+from tightrope.bounds import HybridZonotope, Interval
 from tightrope.errors import InputError, RecipeError
 from tightrope.graph import trace
 from tightrope.recipes import build_method
@@ -34,15 +36,18 @@ ROWS = [
     ("shi-ibp", {"eps": 0.05}, True),
     ("crown-ibp", {"eps": 0.05}, False),
     ("wong-kolter", {"eps": 0.05, "projections": 4}, False),
+    ("diffai", {"eps": 0.05, "domain": "switch"}, False),
     ("advibp", {"eps": 0.05}, False),
     ("advcrown-ibp", {"eps": 0.05}, False),
+    ("colt", {"eps": 0.05, "penalty": NO_PENALTY}, False),
+    ("mat", {"eps": 0.05, "penalty": NO_PENALTY}, False),
+    ("maar", {"eps": 0.05, "penalty": NO_PENALTY}, False),
     ("sabr", {"eps": 0.05, "steps": 3}, False),
     ("cc-ibp", {"eps": 0.05}, False),
     ("mtl-ibp", {"eps": 0.05}, False),
     ("exp-ibp", {"eps": 0.05}, False),
-    ("colt", {"eps": 0.05, "penalty": NO_PENALTY}, False),
-    ("mat", {"eps": 0.05, "penalty": NO_PENALTY}, False),
-    ("maar", {"eps": 0.05, "penalty": NO_PENALTY}, False),
+    ("taps", {"eps": 0.05, "steps": 3}, False),
+    ("staps", {"eps": 0.05, "steps": 3}, False),
 ]
 MOVING = (
     "trades",
@@ -62,6 +67,8 @@ OTHER_OPTIONS = [
     ("shi-ibp", {"eps": 0.1, "regularise": 0.2, "ramp": Course(begin=0.1, finish=0.9)}),
     ("crown-ibp", {"eps": 0.1, "kappa": 0.1, "beta": 0.3, "fusion": True}),
     ("wong-kolter", {"eps": 0.1, "projections": 0, "ramp": Course(begin=0.1, finish=0.4)}),
+    ("diffai", {"eps": 0.1, "domain": "deepz", "sample": False, "kappa": 0.2, "ramp": Course(begin=0.1)}),
+    ("diffai", {"eps": Ramp(end=0.1, begin=0.1, finish=0.3), "kappa": Ramp(start=0.9, end=0.4)}),
     ("crown-ibp", {"eps": Ramp(end=0.1, begin=0.1, finish=0.3), "beta": Ramp(start=0.9, end=0.4)}),
     ("advibp", {"eps": 0.1, "threshold": 0.2, "beta1": 0.5, "beta2": 0.9, "combiner": "total"}),
     ("advcrown-ibp", {"eps": 0.1, "threshold": Ramp(start=1, end=0), "clean": 0.02}),
@@ -72,6 +79,8 @@ OTHER_OPTIONS = [
     ("cc-ibp", {"eps": Ramp(end=0.1, begin=0.1, finish=0.3), "alpha": 0.5, "steps": 3, "step": 0.4}),
     ("mtl-ibp", {"eps": 0.1, "alpha": 0.5, "steps": 3, "step": 0.4}),
     ("exp-ibp", {"eps": 0.1, "alpha": 0.5, "steps": 3, "step": 0.4}),
+    ("taps", {"eps": 0.1, "split": 2, "weight": 2.0, "steps": 3, "step": 0.4}),
+    ("staps", {"eps": Ramp(end=0.1, begin=0.1, finish=0.3), "share": 0.3, "split": 2, "weight": 2.0}),
     ("colt", {"eps": 0.1, "natural": 0.5, "attack": LatentAttack(steps=2, step=0.5, projections=0)}),
     ("mat", {"eps": 0.1, "stages": Layerwise(widen=1, eps_factor=1.2, mix=0.1, lengths=(1, 2))}),
     ("maar", {"eps": 0.1, "lam": 2.0, "weight": "hard", "penalty": Penalty(l1=0, stability=0.1)}),
@@ -277,3 +286,78 @@ def test_only_passes_over_inputs_update_statistics(network, batch, name, options
     clean = 0 if name in ("fgsm", "pgd") else 1  # they never look at clean inputs
     moved = any(loss.name == "adversarial" for loss in method.losses) or name in MOVING
     assert module[1].num_batches_tracked.item() == clean + moved
+
+
+@pytest.mark.parametrize("name", ["taps", "staps"])
+class TestConnected:
+    def test_until_the_end_of_the_ramp_it_is_ibp(self, network, batch, name):
+        method = METHODS[name](eps=0.1, ramp=Course(begin=0.1, finish=0.4))
+        robust, connected = method.losses
+        for progress, weights in ((0.0, (1, 0)), (0.39, (1, 0)), (0.4, (0, 1)), (1.0, (0, 1))):
+            assert (at(robust.weight, progress), at(connected.weight, progress)) == weights
+        module = network()
+        ibp = terms.worst_case(terms.bounded(Interval()))
+        assert torch.equal(robust.term(batch(module)), ibp(batch(module)))
+
+    def test_a_network_that_cannot_be_split_there_is_refused_before_the_run(self, network, name):
+        graph = trace(network(), (1, 6, 6))
+        METHODS[name](eps=0.1, split=1).begin(graph, 12)
+        with pytest.raises(InputError, match="this network has 2: set split to 1 at most"):
+            METHODS[name](eps=0.1, split=2).begin(graph, 12)
+
+    def test_a_split_leaves_something_behind_it(self, name):
+        with pytest.raises(RecipeError, match="split"):
+            build_method({"name": name, "eps": 0.1, "split": 0})
+
+
+def test_staps_over_the_whole_region_is_taps(network, batch):
+    """Up to the random start of the attack."""
+    options = {"eps": 0.1, "steps": 20}
+    module = network()
+    taps, staps = (
+        METHODS[name](**options, **more).losses[1].term(batch(module, count=60)).mean()
+        for name, more in (("taps", {}), ("staps", {"share": 1.0}))
+    )
+    assert taps.item() == pytest.approx(staps.item(), rel=1e-2)
+
+
+def test_between_an_attack_and_a_bound_the_losses_rise(network, batch):
+    module = network()
+    attack = Pgd(steps=20, step=0.25, loss="margin", keep_best=False)
+    margins = [
+        terms.between(attack, 0.0),
+        terms.connected(attack, 1, terms.small(attack, 0.5)),
+        terms.connected(attack, 1),
+        terms.bounded(Interval()),
+    ]
+    losses = [terms.worst_case(m)(batch(module, eps=0.1, count=60)).mean().item() for m in margins]
+    assert losses == sorted(losses)
+
+
+class TestDiffai:
+    def test_with_boxes_over_the_whole_region_it_is_ibp(self, network, batch):
+        ramp = Course(begin=0.1, finish=0.5)
+        ours = methods.diffai(eps=0.1, sample=False, kappa=0.3, ramp=ramp)
+        theirs = methods.ibp(eps=0.1, kappa=0.3, ramp=ramp)
+        for progress in (0.0, 0.3, 1.0):
+            found, expected = (
+                objective(m, batch(network(), at(m.eps, progress), progress)) for m in (ours, theirs)
+            )
+            assert found == expected
+
+    def test_its_box_grows_into_the_whole_region_over_the_ramp(self, network, batch):
+        method = methods.diffai(eps=0.1, domain="switch", ramp=Course(begin=0.2, finish=0.6))
+        module, engine = network(), HybridZonotope("adaptive")
+        whole = terms.worst_case(terms.bounded(engine))
+        for progress in (0.21, 0.4, 0.6, 1.0):
+            b = batch(module, eps=0.1, progress=progress)
+            loss, largest = method.losses[1].term(b).mean(), whole(b).mean()
+            assert (loss < largest) if progress < 0.6 else torch.allclose(loss, largest)
+        assert method.engine == engine
+
+    def test_its_default_schedule_is_the_code_s(self):
+        """methods.md, section 11: Lin(0, 1, 150, 10), and a weight Lin(0, 0.5, 150, 10)."""
+        method = methods.diffai(eps=0.1)
+        assert method.eps == Ramp(end=0.1, begin=10 / 420, finish=160 / 420)
+        natural, robust = method.losses
+        assert (last(natural.weight), last(robust.weight)) == (0.5, 0.5)

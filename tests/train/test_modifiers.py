@@ -27,7 +27,19 @@ SINGLE = [*WEIGHTS, "auto-eps"]
 OWN = [row for row in ROWS if row[0] in SINGLE]
 EVERY = pytest.mark.parametrize(("name", "options"), ROWS, ids=[row[0] for row in ROWS])
 RELAXED = ["crown-ibp", "wong-kolter"]
-CERTIFIED = ["ibp", "shi-ibp", *RELAXED, "advibp", "advcrown-ibp", "sabr", "cc-ibp", "mtl-ibp", "exp-ibp"]
+CERTIFIED = [
+    "ibp",
+    "shi-ibp",
+    *RELAXED,
+    "advibp",
+    "advcrown-ibp",
+    "sabr",
+    "cc-ibp",
+    "mtl-ibp",
+    "exp-ibp",
+    "diffai",
+]
+CONNECTED = ["taps", "staps"]
 
 
 def test_the_table_has_every_modifier():
@@ -62,7 +74,7 @@ def test_it_fades_out_with_beta_in_crown_ibp(name):
 
 
 @pytest.mark.parametrize("name", TIGHTNESS)
-@pytest.mark.parametrize("method", ["ibp", "shi-ibp", "pgd"])
+@pytest.mark.parametrize("method", ["ibp", "shi-ibp", "pgd", *CONNECTED])
 def test_a_method_without_a_linear_relaxation_is_refused(name, method):
     with pytest.raises(InputError, match=f"{method} has none: add it to crown-ibp or wong-kolter"):
         METHODS[method](eps=0.1) | MODIFIERS[name]()
@@ -104,14 +116,15 @@ def test_a_recipe_whose_modifier_does_not_apply_is_refused():
 
 
 @pytest.mark.parametrize(("name", "options"), OWN)
-@pytest.mark.parametrize("method", CERTIFIED)
+@pytest.mark.parametrize("method", [*CERTIFIED, *CONNECTED])
 def test_single_examples_have_their_say_in_every_certified_method(name, options, method):
     plain = METHODS[method](eps=0.1)
     modified = plain | MODIFIERS[name](**options)
     assert modified.modifiers == {name: options}
     assert [loss.name for loss in modified.losses] == [loss.name for loss in plain.losses]
     weighed = [loss.name for loss in modified.losses if loss.weigh is not None]
-    assert weighed == (["robust"] if name in WEIGHTS else [])
+    certified = ["robust", "connected"] if method in CONNECTED else ["robust"]
+    assert weighed == (certified if name in WEIGHTS else [])
     assert (modified.radii is not None) == (name == "auto-eps")
 
 
@@ -128,7 +141,7 @@ def test_an_example_has_one_weight(name):
         tr.methods.ibp(eps=0.1) | tr.reweight() | MODIFIERS[name]()
 
 
-@pytest.mark.parametrize("method", ["pgd", "ibp", "maar", "relu-stability"])
+@pytest.mark.parametrize("method", ["pgd", "ibp", *CONNECTED, "maar", "relu-stability"])
 def test_l1_goes_with_every_method_that_has_none(method):
     if method in ("maar", "relu-stability"):
         with pytest.raises(InputError, match="l1 term of its own"):
@@ -140,8 +153,9 @@ def test_l1_goes_with_every_method_that_has_none(method):
 
 def test_shi_reg_is_what_shi_ibp_has():
     theirs = tr.methods.shi_ibp(eps=0.1).losses[1:]
-    ours = (tr.methods.sabr(eps=0.1) | tr.shi_reg()).losses[1:]
-    assert [(loss.name, loss.weight) for loss in ours] == [(loss.name, loss.weight) for loss in theirs]
+    for method in ("sabr", *CONNECTED):
+        ours = (METHODS[method](eps=0.1) | tr.shi_reg()).losses[-2:]
+        assert [(loss.name, loss.weight) for loss in ours] == [(loss.name, loss.weight) for loss in theirs]
     with pytest.raises(InputError, match="already"):
         tr.methods.shi_ibp(eps=0.1) | tr.shi_reg()
     with pytest.raises(InputError, match="the eps of pgd does not"):

@@ -329,13 +329,13 @@ class TestModern:
             inner, outer = problem.region.corners(problem.x), asked.region.corners(asked.x)
             assert (inner[0] >= outer[0] - 1e-6).all()
             assert (inner[1] <= outer[1] + 1e-6).all()
-            margins = terms.small_box(self.ATTACK, share)(asked)
+            margins = terms.bounded(Interval(), terms.small(self.ATTACK, share))(asked)
             assert (margins >= whole - 1e-5).all()
         torch.testing.assert_close(margins, whole)  # a share of 1 is the whole region
 
     def test_a_small_box_of_no_size_is_the_attack(self, network, batch):
         asked, moved, _ = self.look(network, batch)
-        found = terms.small_box(self.ATTACK, 0.0)(asked)
+        found = terms.bounded(Interval(), terms.small(self.ATTACK, 0.0))(asked)
         torch.testing.assert_close(found, moved.gather(1, asked.y.unsqueeze(1)) - moved)
 
     @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
@@ -349,3 +349,90 @@ class TestModern:
         torch.testing.assert_close(
             terms.exponential(self.ATTACK, alpha)(asked), robust**alpha * weak ** (1 - alpha)
         )
+
+
+class TestConnected:
+    """TAPS: an attack in the interval box of a node."""
+
+    ATTACK = Pgd(steps=8, step=0.25, loss="margin", keep_best=False)
+
+    @pytest.mark.parametrize("norm", [False, True])
+    @pytest.mark.parametrize("behind", [0, 1])
+    def test_its_margins_lie_above_those_of_intervals(self, batch, behind, norm):
+        x, y = examples(20)
+        b = batch(small_network(20, norm), eps=0.2, x=x, y=y)
+        found, interval = terms.connected(self.ATTACK, behind)(b), terms.bounded(Interval())(b)
+        assert (found >= interval - 1e-9).all()
+        assert (found.gather(1, y.unsqueeze(1)) == 0).all()
+        assert bool((found > interval + 1e-6).any()) == (behind > 0)
+
+    @pytest.mark.parametrize("norm", [False, True])
+    def test_without_an_activation_behind_it_is_ibp_with_its_gradient(self, batch, norm):
+        x, y = examples(21)
+        module = small_network(21, norm)
+        found, expected = (
+            torch.autograd.grad(
+                F.cross_entropy(-margins(batch(module, eps=0.2, x=x, y=y)), y), [*module.parameters()]
+            )
+            for margins in (terms.connected(self.ATTACK, 0), terms.bounded(Interval()))
+        )
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+    def test_each_class_has_a_point_of_its_own(self, batch):
+        x, y = examples(22)
+        module = small_network(22, norm=False)
+        alone = terms.connected(self.ATTACK, 1)(batch(module, eps=0.2, x=x, y=y))
+        with torch.no_grad():  # a class that is far away changes nothing for the others
+            module[-1].weight[2], module[-1].bias[2] = 0.0, 50.0
+        changed = terms.connected(self.ATTACK, 1)(batch(module, eps=0.2, x=x, y=y))
+        others = (y != 2).unsqueeze(1) & (torch.arange(3) != 2)
+        torch.testing.assert_close(changed[others], alone[others])
+
+    @pytest.mark.parametrize("weight", [1.0, 4.0])
+    def test_a_product_weighs_the_gradient_of_its_first_factor(self, batch, weight):
+        x, y = examples(23)
+        module = small_network(23, norm=False)
+        first, second = terms.bounded(crown_ibp()), terms.bounded(Interval())
+
+        def gradient(term):
+            loss = term(batch(module, eps=0.1, x=x, y=y)).sum()
+            return torch.autograd.grad(loss, [*module.parameters()])
+
+        b = batch(module, eps=0.1, x=x, y=y)
+        one, two = terms.worst_case(first)(b), terms.worst_case(second)(b)
+        torch.testing.assert_close(terms.product(first, second, weight)(b), one * two)
+        expected = [
+            weight * left + right
+            for left, right in zip(
+                gradient(lambda b: terms.worst_case(first)(b) * two.detach()),
+                gradient(lambda b: one.detach() * terms.worst_case(second)(b)),
+                strict=True,
+            )
+        ]
+        for found, other in zip(gradient(terms.product(first, second, weight)), expected, strict=True):
+            torch.testing.assert_close(found, other)
+
+    def test_examples_that_do_not_move_are_trained_on_their_own_margins(self, batch):
+        x, y = examples(24, count=3)
+        radii = torch.tensor([0.0, 0.1, 0.3])
+        module = small_network(24, norm=False)
+        b = batch(module, eps=radii, x=x, y=y)
+        found = terms.connected(self.ATTACK, 1)(b)[0]
+        torch.testing.assert_close(found, b.margins[0])
+        ours, clean = (
+            torch.autograd.grad(m.sum(), [*module.parameters()], retain_graph=True)
+            for m in (found, b.margins[0])
+        )
+        for one, other in zip(ours, clean, strict=True):
+            torch.testing.assert_close(one, other)
+
+    def test_a_box_inside_the_region_lies_anywhere_without_an_attack(self, batch):
+        x, y = examples(25)
+        b = batch(small_network(25, norm=False), eps=0.2, x=x, y=y, progress=0.5)
+        problem = terms.small(None, Ramp(start=0.0, end=1.0, begin=0.0, finish=1.0))(b)
+        inner, outer = problem.region.corners(problem.x), b.region.corners(x)
+        assert problem.region.eps == pytest.approx(0.1)
+        assert not torch.allclose(problem.x, x)
+        assert (inner[0] >= outer[0] - 1e-9).all()
+        assert (inner[1] <= outer[1] + 1e-9).all()

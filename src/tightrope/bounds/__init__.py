@@ -3,6 +3,8 @@
 from tightrope.bounds.alpha import Optimised, alpha_crown, zonotope
 from tightrope.bounds.base import Bounds, Engine, Estimate, Estimator, Guarantee, Problem
 from tightrope.bounds.compose import Intersect, Mix
+from tightrope.bounds.hull import Hull
+from tightrope.bounds.hybrid import HybridZonotope
 from tightrope.bounds.interval import Interval
 from tightrope.bounds.latent import Latent
 from tightrope.bounds.linear import Linear, crown, crown_ibp, fast_lin
@@ -17,6 +19,8 @@ __all__ = [
     "Estimator",
     "Forward",
     "Guarantee",
+    "Hull",
+    "HybridZonotope",
     "Intersect",
     "Interval",
     "Latent",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxtyping import Float
+from torch import Tensor
+
 from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.graph.ops import Affine
 from tightrope.region import dot
@@ -37,23 +40,38 @@ class Interval:
                 offset - region.minimise(x, -rows),
                 boxes={},
             )
-        boxes: Boxes = {}
-        lower, upper = region.corners(x)
-        values = {0: ((lower + upper) / 2, (upper - lower) / 2)}
-        for i, node in enumerate(graph.nodes[1 : last + 1], start=1):
-            inputs = [values[j] for j in node.inputs]
-            if isinstance(node.op, Affine):
-                values[i] = (
-                    node.op.apply(*[c for c, _ in inputs]),
-                    node.op.absolute(*[r for _, r in inputs]),
-                )
-            else:
-                assert node.op is not None
-                ((centre, radius),) = inputs
-                boxes[i] = lower, upper = centre - radius, centre + radius
-                lower, upper = node.op.apply(lower), node.op.apply(upper)
-                values[i] = (lower + upper) / 2, (upper - lower) / 2
-        centre, radius = (value.flatten(1) for value in values[last])
+        value, boxes = _push(problem, last)
+        centre, radius = (part.flatten(1) for part in value)
         rows = rows.flatten(2)
         middle, spread = dot(rows, centre) + offset, dot(rows.abs(), radius)
         return Bounds(middle - spread, middle + spread, boxes=boxes)
+
+
+def box_of(
+    problem: Problem, node: int
+) -> tuple[Float[Tensor, "batch *value"], Float[Tensor, "batch *value"]]:
+    """Interval bounds of a node's value; behind an activation they cost nothing beside `Interval`'s own."""
+    boxes, op = problem.bounds(Interval()).boxes, problem.graph.nodes[node].op
+    if node in boxes and op is not None:
+        lower, upper = boxes[node]
+        return op.apply(lower), op.apply(upper)
+    (centre, radius), _ = _push(problem, node)
+    return centre - radius, centre + radius
+
+
+def _push(problem: Problem, node: int) -> tuple[tuple[Tensor, Tensor], Boxes]:
+    """Centre and radius of a node's value, and the boxes of what enters the activations on the way."""
+    boxes: Boxes = {}
+    lower, upper = problem.region.corners(problem.x)
+    values = {0: ((lower + upper) / 2, (upper - lower) / 2)}
+    for i, n in enumerate(problem.graph.nodes[1 : node + 1], start=1):
+        inputs = [values[j] for j in n.inputs]
+        if isinstance(n.op, Affine):
+            values[i] = n.op.apply(*[c for c, _ in inputs]), n.op.absolute(*[r for _, r in inputs])
+        else:
+            assert n.op is not None
+            ((centre, radius),) = inputs
+            boxes[i] = lower, upper = centre - radius, centre + radius
+            lower, upper = n.op.apply(lower), n.op.apply(upper)
+            values[i] = (lower + upper) / 2, (upper - lower) / 2
+    return values[node], boxes

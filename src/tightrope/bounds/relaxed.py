@@ -258,7 +258,7 @@ def forward(problem: Problem, sources: Sources) -> tuple[Tensor, Tensor, Boxes]:
         if isinstance(node.op, Affine):
             centres.append(node.op.apply(*inputs))
             columns.append(
-                _push(node.op, inputs, [columns[j] for j in node.inputs], found) if i < last else {}
+                push_columns(node.op, inputs, [columns[j] for j in node.inputs], found) if i < last else {}
             )
             continue
         (centre,), entering = inputs, {k: c.product() for k, c in columns[node.inputs[0]].items()}
@@ -279,7 +279,7 @@ def forward(problem: Problem, sources: Sources) -> tuple[Tensor, Tensor, Boxes]:
     return lower, 2 * dot(spec.rows, centres[-1]) - lower, boxes  # parallel lines: bounds are symmetric
 
 
-def _push(
+def push_columns(
     op: Affine, centres: list[Tensor], columns: list[dict[int, Columns]], found: dict[int, Source]
 ) -> dict[int, Columns]:
     """The columns of an affine operator's value; centres and columns are those of its inputs."""

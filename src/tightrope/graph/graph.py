@@ -111,6 +111,29 @@ class Graph:
         flat = torch.Size([shape.numel()])
         return replace(self, nodes=(*nodes, Node("flatten", Reshape(flat), (node,), flat)))
 
+    def since(self, node: int) -> Graph:
+        """The part of the network behind a node: a network whose input is the node's value.
+
+        Raises:
+            InputError: if a path goes around the node.
+        """
+        behind = self.nodes[node + 1 :]
+        if any(j < node for n in behind for j in n.inputs):
+            raise InputError(
+                f"node {node} ({self.nodes[node].name}) does not separate: a path goes around it"
+            )
+        moved = [replace(n, inputs=tuple(j - node for j in n.inputs)) for n in behind]
+        return replace(self, nodes=(replace(self.nodes[node], op=None, inputs=()), *moved))
+
+    def separators(self) -> list[int]:
+        """The nodes that every path from the input to the output goes through, in order."""
+        first, found = len(self.nodes), []
+        for i, node in reversed(list(enumerate(self.nodes))):
+            if i <= first:
+                found.append(i)
+            first = min((first, *node.inputs))
+        return found[::-1]
+
     def merge(self, spec: Spec) -> tuple[int, Tensor, Float[Tensor, "batch rows"]]:
         """Pull a specification back through the affine operators that end the network.
 

@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Estimator, Latent, Problem
+from tightrope.bounds import Estimator, Hull, Latent, Problem
 from tightrope.bounds.base import Boxes
+from tightrope.bounds.hull import split_node
 from tightrope.bounds.latent import NOISE, boxes_upto
 from tightrope.bounds.pullback import Pullback, Scheme, pull_back
 from tightrope.graph import Graph
@@ -106,7 +107,7 @@ class Batch:
         self._boxes: dict[Estimator, Boxes] = {}
         self._inside: dict[tuple[Search, int], Tensor] = {}
         self._moved: dict[Pgd, Tensor] = {}
-        self._small: dict[tuple[Pgd, float], Problem] = {}
+        self._small: dict[tuple[Pgd | None, float], Problem] = {}
 
     def parts(self, largest: int) -> Iterator[Batch]:
         """The batch in parts of about the same size, none larger than this, with one state and generator."""
@@ -182,8 +183,11 @@ class Batch:
 
     def relaxed(self, scheme: Scheme) -> Float[Tensor, "batch classes"]:
         """Lower bounds of the margins over every class, by a linear relaxation."""
-        lower = self.pulled(scheme).lower
-        return lower.new_zeros(len(lower), self.graph.classes).scatter(1, self.rivals, lower)
+        return self._of_all(self.pulled(scheme).lower)
+
+    def _of_all(self, margins: Float[Tensor, "batch rivals"]) -> Float[Tensor, "batch classes"]:
+        """Margins over every class: that over the label's own is 0."""
+        return margins.new_zeros(len(margins), self.graph.classes).scatter(1, self.rivals, margins)
 
     def worst(self, scheme: Scheme) -> Worst:
         """Where a linear relaxation is smallest, and what the network does there."""
@@ -212,14 +216,27 @@ class Batch:
             self._moved[attack] = self.graph.run(self.attacked(attack))[0]
         return self._moved[attack]
 
-    def small(self, attack: Pgd, share: float) -> Problem:
-        """The margins over a box of `share` of the radius, in the region and near what an attack found."""
+    def small(self, attack: Pgd | None, share: float) -> Problem:
+        """The margins over a box of `share` of the radius, in the region and near what an attack found.
+
+        Without an attack, it lies anywhere.
+        """
         if (attack, share) not in self._small:
             region, rest = self.floored, self.floored.with_eps((1 - share) * self.floored.eps)
-            centre = rest.project(self.x, self.attacked(attack).detach())
+            centre = (
+                rest.sample(self.x, self.generator)
+                if attack is None
+                else rest.project(self.x, self.attacked(attack).detach())
+            )
             box = region.with_eps(share * region.eps)
             self._small[attack, share] = Problem(self.fixed, centre, box, self.problem.spec, self.generator)
         return self._small[attack, share]
+
+    def connected(self, problem: Problem, attack: Pgd, split: int) -> Float[Tensor, "batch classes"]:
+        """Margins at the points of a node's box that an attack found, one for each wrong class."""
+        hull = Hull.over(problem, split_node(problem.graph, split), self._rows)
+        noise = attack(hull, hull.still, hull.labels, NOISE, self.generator)
+        return self._of_all(hull.values(noise))
 
     def boxes(self, estimator: Estimator, node: int) -> Boxes:
         """Bounds of what enters each activation up to a node, or further if more was asked for before."""

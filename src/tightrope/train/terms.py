@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -10,11 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Estimator, Interval
+from tightrope.bounds import Estimator, Interval, Problem
 from tightrope.bounds.linear import lower_bound, relax_all
 from tightrope.bounds.pullback import Scheme
 from tightrope.train.batch import Batch, Margins, Search, Term
 from tightrope.train.schedules import Number, Ramp, at
+
+Inside = Callable[[Batch], Problem]
+"""Where inside the region margins are asked for."""
 
 
 def natural(batch: Batch) -> Float[Tensor, "batch"]:
@@ -75,15 +79,6 @@ def mart(attack: Pgd, lam: float) -> Term:
     return term
 
 
-def small_box(attack: Pgd, share: float) -> Margins:
-    """Margins over a small box around what an attack found (Müller et al. 2023, SABR)."""
-
-    def margins(batch: Batch) -> Float[Tensor, "batch classes"]:
-        return batch.margins if batch.still else batch.small(attack, share).bounds(Interval()).lower
-
-    return margins
-
-
 def between(attack: Pgd, alpha: float) -> Margins:
     """`alpha m_IBP + (1 - alpha) m(x')`: bounds and an attack's margins (De Palma et al. 2024)."""
 
@@ -120,13 +115,62 @@ def worst_case(margins: Margins) -> Term:
     return term
 
 
-def bounded(engine: Estimator) -> Margins:
+def whole(batch: Batch) -> Problem:
+    """The margins over the whole region."""
+    return batch.problem
+
+
+def small(attack: Pgd | None, share: Number) -> Inside:
+    """The margins over a box of a share of the radius inside the region.
+
+    Args:
+        attack: the box lies near what it finds (Müller et al. 2023, SABR); None is anywhere (DiffAI).
+        share: of the radius.
+    """
+    return lambda batch: batch.small(attack, at(share, batch.progress))
+
+
+def bounded(engine: Estimator, inside: Inside = whole) -> Margins:
     """Margins bounded by an engine."""
 
     def margins(batch: Batch) -> Float[Tensor, "batch classes"]:
-        return batch.margins if batch.still else batch.problem.bounds(engine).lower
+        return batch.margins if batch.still else inside(batch).bounds(engine).lower
 
     return margins
+
+
+def connected(attack: Pgd, split: int, inside: Inside = whole) -> Margins:
+    """Margins that an attack finds for each class in the interval box of a node (Mao et al. 2023, TAPS).
+
+    No lower bounds, but never below those of intervals. Gradients reach the box through the connector of
+    `tightrope.bounds.Hull`.
+
+    Args:
+        attack: what looks for the points; its steps are counted in half-widths of the box.
+        split: how many activations lie behind the node.
+        inside: where the inputs move.
+    """
+
+    def margins(batch: Batch) -> Float[Tensor, "batch classes"]:
+        return batch.margins if batch.still else batch.connected(inside(batch), attack, split)
+
+    return margins
+
+
+def product(first: Margins, second: Margins, weight: float) -> Term:
+    """`CE(-m_1, y) CE(-m_2, y)`; the gradient of the first factor is multiplied by `weight`.
+
+    Source: Mao et al. 2023 (TAPS); methods.md, section 7.
+    """
+    one, two = worst_case(first), worst_case(second)
+
+    def term(batch: Batch) -> Float[Tensor, "batch"]:
+        if batch.still:
+            return natural(batch)
+        factor = one(batch)
+        return (weight * factor - (weight - 1) * factor.detach()) * two(batch)
+
+    return term
 
 
 def relaxed(scheme: Scheme) -> Margins:
