@@ -412,11 +412,11 @@ class TestResume:
 class TestBatches:
     """What is found out about an example does not depend on which others are judged with it."""
 
-    @pytest.mark.parametrize("size", [1, 7, 40])
-    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("size", [1, 7])
+    @pytest.mark.parametrize("seed", range(2))
     def test_verdicts_are_the_same_in_batches_of_any_size(self, size, seed, monkeypatch):
         graph = random_net(seed)
-        examples = labelled(graph, 100, seed)
+        examples = labelled(graph, 30, seed)
         wanted = certify(graph, examples, Box(0.08), attack=ATTACK)
         monkeypatch.setattr("tightrope.verify.pipeline.CHUNK", size)
         same(certify(graph, examples, Box(0.08), attack=ATTACK), wanted)
