@@ -32,6 +32,7 @@ SAME_ROW_ALLOWED = {
     ("files", "errors"),
     ("identity", "errors"),
     ("parallel", "errors"),
+    ("parallel", "extras"),
     ("parallel", "memory"),
 }
 

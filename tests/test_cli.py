@@ -140,6 +140,15 @@ def verdicts_of(path: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
+def agree(one: Path, other: Path) -> bool:
+    """Whether two files hold the same verdicts, but for what batches of another size round otherwise."""
+    records = [verdicts_of(path) for path in (one, other)]
+    margins = [[record.pop("margin", 0.0) for record in file] for file in records]
+    for record in (record for file in records for record in file if "witness" in record):
+        record["witness"] = record["witness"] is not None
+    return records[0] == records[1] and margins[0] == pytest.approx(margins[1], rel=1e-6, abs=1e-6)
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -695,7 +704,7 @@ def test_several_jobs_find_what_one_does(here, command):
     assert tightrope(command, "run", *options, "--out", "one.jsonl", "--threads", 1).code == 0
     two = tightrope(command, "run", *options, "--out", "two.jsonl", "--jobs", 2, "--json")
     assert two.json()["examples"] == 600
-    assert verdicts_of(Path("one.jsonl")) == verdicts_of(Path("two.jsonl"))
+    assert agree(Path("one.jsonl"), Path("two.jsonl"))
     assert lines_of(Path("one.jsonl"))[0]["identity"] == lines_of(Path("two.jsonl"))[0]["identity"]
 
 
@@ -727,7 +736,7 @@ def test_killed_jobs_lose_nothing_that_was_written_and_resume_to_the_same_verdic
     assert tightrope(*command, "--resume", "--jobs", 2).code == 0
     assert verdicts_of(path)[kept[0]["index"]] == kept[0]
     assert tightrope(*command[:3], "whole.jsonl", *command[4:], "--threads", 1).code == 0
-    assert verdicts_of(path) == verdicts_of(Path("whole.jsonl"))
+    assert agree(path, Path("whole.jsonl"))
 
 
 def test_a_proof_of_what_an_attack_refuted_has_its_own_exit_status(here, monkeypatch):
@@ -882,6 +891,9 @@ def test_a_counter_example_is_printed_as_the_competitions_have_it(here, exported
             "leave out --eps, --first",
         ),
         (["certify", "run", "--vnnlib", "p.vnnlib", "--jobs", "2"], "leave out --jobs"),
+        (["certify", "run", "--vnnlib", "p.vnnlib", "--ray", "auto"], "leave out --ray"),
+        (["certify", "run", "--jobs", "2", "--ray", "auto"], "give --jobs or --ray"),
+        (["radius", "run", "--ray", "nonsense"], "'nonsense' is no address of a Ray cluster: give HOST:PORT"),
         (["certify", "run", "--vnnlib", "nothing"], "cannot read nothing"),
         (["certify", "nets:good", "--weights", "run/model.safetensors"], "weights of another network"),
         (["certify", "nothing.onnx"], "nothing.onnx is missing"),

@@ -21,6 +21,7 @@ from tightrope.errors import InputError, RecipeError
 from tightrope.files import check_line, read_lines, to_json, write_atomically
 from tightrope.graph import Graph, trace
 from tightrope.models import build
+from tightrope.parallel import Workers
 from tightrope.provenance import environment
 from tightrope.recipes import DEFAULT_TRAINING, Recipe, described
 from tightrope.region import Region
@@ -306,6 +307,7 @@ def certify(
     device: str = "auto",
     seed: int = 0,
     jobs: int = 1,
+    ray: str | None = None,
     name: str | None = None,
 ) -> Certification:
     """Judge every example of a data set: robust, falsified, undecided, or misclassified.
@@ -322,7 +324,9 @@ def certify(
         resume: go on from that file.
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
         seed: of the attack's random starts.
-        jobs: processes, each of one thread, on the CPU; the verdicts are the same.
+        jobs: processes, each of one thread, on the CPU.
+        ray: address of a Ray cluster, HOST:PORT, "auto" or "local", each of whose processors is a worker; see
+            `tightrope.parallel.Workers`.
         name: what the data set is called, for whoever reads the file.
 
     Returns:
@@ -332,7 +336,8 @@ def certify(
         InputError: if something given cannot be used.
         SoundnessViolation: if an example is both certified and attacked.
     """
-    where = device_for(jobs, device)
+    workers = Workers(jobs, ray)
+    where = device_for(workers, device)
     source = as_source(test_set, where)
     return judge(
         _trace_for(source, copy.deepcopy(model), where),
@@ -345,7 +350,7 @@ def certify(
         out=None if out is None else Path(out),
         resume=resume,
         seed=seed,
-        jobs=jobs,
+        workers=workers,
         about={"data": name, "environment": environment(where, seed)},
     )
 
@@ -364,6 +369,7 @@ def radius(
     resume: bool = False,
     device: str = "auto",
     jobs: int = 1,
+    ray: str | None = None,
     name: str | None = None,
 ) -> Radii:
     """The certified radius of every example of a data set: the largest eps that the verifier proves.
@@ -380,7 +386,9 @@ def radius(
         out: file to append radii to (JSON lines).
         resume: go on from that file.
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
-        jobs: processes, each of one thread, on the CPU; the radii are the same.
+        jobs: processes, each of one thread, on the CPU.
+        ray: address of a Ray cluster, HOST:PORT, "auto" or "local", each of whose processors is a worker; see
+            `tightrope.parallel.Workers`.
         name: what the data set is called, for whoever reads the file.
 
     Returns:
@@ -389,7 +397,8 @@ def radius(
     Raises:
         InputError: if something given cannot be used.
     """
-    where = device_for(jobs, device)
+    workers = Workers(jobs, ray)
+    where = device_for(workers, device)
     source = as_source(test_set, where)
     return certified_radii(
         _trace_for(source, copy.deepcopy(model), where),
@@ -402,7 +411,7 @@ def radius(
         time_limit=time_limit,
         out=None if out is None else Path(out),
         resume=resume,
-        jobs=jobs,
+        workers=workers,
         about={"data": name, "environment": environment(where)},
     )
 
@@ -457,11 +466,13 @@ def find_device(name: str) -> torch.device:
         ) from None
 
 
-def device_for(jobs: int, name: str) -> torch.device:
-    """The device, where so many processes may use it."""
-    device = torch.device("cpu") if jobs > 1 and name == "auto" else find_device(name)
-    if jobs > 1 and device.type != "cpu":
-        raise InputError(f"several jobs share processors, not {device}: take --device cpu, or one job")
+def device_for(workers: Workers, name: str) -> torch.device:
+    """The device, where these workers may use it."""
+    device = torch.device("cpu") if workers.several and name == "auto" else find_device(name)
+    if workers.several and device.type != "cpu":
+        raise InputError(
+            f"several workers share processors, not {device}: take --device cpu or leave out --jobs and --ray"
+        )
     return device
 
 

@@ -257,6 +257,9 @@ def _asking(eps: str, *own: _Option) -> _Option:
         click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all]"),
         click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
                      help="Processes, each of one thread, among which batches of examples are shared."),
+        click.option("--ray", metavar="ADDRESS",
+                     help="Share them among the processors of a Ray cluster instead: HOST:PORT, local (start "
+                     "one here), or auto (the one that runs here, else local)."),
         click.option("--out", type=FILE, help="File for what is found.  [default: in the run folder]"),
         click.option("--resume", is_flag=True, help="Go on with that file."),
         click.option("--json", "as_json", is_flag=True, help="Print a JSON object as the last line."),
@@ -351,15 +354,16 @@ def _attack_latent(
     device: str,
     threads: int | None,
     jobs: int,
+    ray: str | None,
     out: Path | None,
     resume: bool,
     as_json: bool,
 ) -> None:
     if threads:
         torch.set_num_threads(threads)
-    if resume or jobs > 1:
+    if resume or jobs > 1 or ray is not None:
         raise InputError(
-            "a latent attack runs in one process and is not resumed: leave --jobs and --resume out"
+            "a latent attack runs in one process and is not resumed: leave --jobs, --ray and --resume out"
         )
     loaded, data, eps = _asked(target, weights, data, eps)
     attack = Pgd(attack_steps, attack_step, attack_restarts, loss="margin")
@@ -415,6 +419,7 @@ def radius_command(
     device: str,
     threads: int | None,
     jobs: int,
+    ray: str | None,
     out: Path | None,
     resume: bool,
     as_json: bool,
@@ -450,6 +455,7 @@ def radius_command(
         resume=resume,
         device=device,
         jobs=jobs,
+        ray=ray,
         name=data,
     )
     summary = result.summary()
@@ -493,6 +499,7 @@ def _judge(
     device: str,
     threads: int | None,
     jobs: int,
+    ray: str | None,
     out: Path | None,
     resume: bool,
     as_json: bool,
@@ -521,6 +528,7 @@ def _judge(
         device=device,
         seed=seed,
         jobs=jobs,
+        ray=ray,
         name=data,
     )
     summary = result.summary()

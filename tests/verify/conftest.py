@@ -76,3 +76,17 @@ def timeless(verdicts: Any) -> list[dict[str, Any]]:
         return {**to_record(verdict), "seconds": None}
 
     return [record(verdict) for verdict in verdicts]
+
+
+def same(found: Any, wanted: Any) -> None:
+    """Assert that verdicts agree, but for times, what rounding does to margins, and where witnesses lie."""
+
+    def split(verdicts: Any) -> tuple[list[dict[str, Any]], list[float]]:
+        records = timeless(verdicts)
+        for record in records:
+            record["witness"] = record["witness"] is not None
+        return records, [record.pop("margin") for record in records]
+
+    (found, found_margins), (wanted, wanted_margins) = split(found), split(wanted)
+    assert found == wanted
+    assert found_margins == pytest.approx(wanted_margins, rel=1e-6, abs=1e-6)

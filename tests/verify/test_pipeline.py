@@ -17,9 +17,10 @@ from tightrope.errors import IdentityError, InputError, SoundnessViolation, Tigh
 from tightrope.files import append_lines, load_tensors
 from tightrope.graph import trace
 from tightrope.region import Box, L1Ball, L2Ball
-from tightrope.verify import VERIFIERS, BoundStage, Finding, certify, read_verdicts
+from tightrope.verify import VERIFIERS, BoundStage, Finding, Judge, certify, read_verdicts
+from tightrope.verify.pipeline import share
 
-from .conftest import ANSWERS, POINTS, handmade, labelled, random_net, timeless
+from .conftest import ANSWERS, POINTS, handmade, labelled, random_net, same, timeless
 
 ATTACK = Pgd(steps=4, step=1.0, loss="margin")
 
@@ -406,6 +407,42 @@ class TestResume:
         ):
             certify(**settings | change(), resume=True)
         assert settings["out"].read_bytes() == before
+
+
+class TestBatches:
+    """What is found out about an example does not depend on which others are judged with it."""
+
+    @pytest.mark.parametrize("size", [1, 7])
+    @pytest.mark.parametrize("seed", range(2))
+    def test_verdicts_are_the_same_in_batches_of_any_size(self, size, seed, monkeypatch):
+        graph = random_net(seed)
+        examples = labelled(graph, 30, seed)
+        wanted = certify(graph, examples, Box(0.08), attack=ATTACK)
+        monkeypatch.setattr("tightrope.verify.pipeline.CHUNK", size)
+        same(certify(graph, examples, Box(0.08), attack=ATTACK), wanted)
+        assert len(set(statuses(wanted))) > 1
+
+    @pytest.mark.parametrize(
+        ("examples", "workers", "wanted"),
+        [(250, 8, 8), (1000, 8, 32), (10_000, 8, 250), (100, 1, 250), (3, 8, 1), (0, 8, 1), (9, 2, 2)],
+    )
+    def test_several_workers_have_batches_to_the_end(self, examples, workers, wanted):
+        assert share(250, examples, workers) == wanted
+
+    def test_what_a_stopped_run_had_done_is_not_done_again(self, graph, examples, tmp_path, monkeypatch):
+        out, seen = tmp_path / "certify.jsonl", []
+        certify(graph, examples, Box(0.1), first=3, out=out)
+        lines = out.read_text().splitlines(keepends=True)
+        out.write_text("".join((lines[0], lines[2])))  # of three, the second alone
+
+        def watched(judge, x, y, index):
+            seen.extend(index.tolist())
+            return call(judge, x, y, index)
+
+        call = Judge.__call__
+        monkeypatch.setattr(Judge, "__call__", watched)
+        certify(graph, examples, Box(0.1), out=out, resume=True)
+        assert seen == [0, 2, 3]
 
 
 class TestFile:

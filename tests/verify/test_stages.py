@@ -144,13 +144,42 @@ def test_attacked_points_lie_in_the_region_in_float64(region):
     graph = random_net(1)
     x = torch.rand(100, 4, generator=torch.Generator().manual_seed(1)).double()
     y = torch.zeros(100, dtype=torch.int64)
-    attack, generator = Pgd(steps=5, step=0.5, loss="margin"), torch.Generator().manual_seed(0)
+    attack, seeds = Pgd(steps=5, step=0.5, restarts=2, loss="margin"), range(100)
     fast, exact = recast(graph, torch.float32), recast(graph, torch.float64)
-    found = attack_stage(attack, fast, exact, x, y, region, generator)
+    found = attack_stage(attack, fast, exact, x, y, region, seeds)
     assert found.point.dtype == found.margin.dtype == torch.float64
     assert (region.contains(x, found.point) == 0).all()
     again = answer(exact, found.point, y)
     assert torch.equal(again.margin, found.margin)
+
+
+def test_an_example_is_attacked_from_the_same_points_in_any_batch():
+    graph = recast(random_net(1), torch.float64)
+    x = torch.rand(20, 4, generator=torch.Generator().manual_seed(1)).double()
+    y = graph.run(x)[0].argmax(1)
+    attack, fast = Pgd(steps=1, step=0.01, restarts=2, loss="margin"), recast(graph, torch.float32)
+
+    def points(rows):
+        seeds = [100 + i for i in rows]
+        return attack_stage(attack, fast, graph, x[rows], y[rows], Box(0.1), seeds).point
+
+    together = points(list(range(20)))
+    torch.testing.assert_close(torch.cat([points([i]) for i in range(20)]), together)
+    assert len(set((together - x).flatten().tolist())) > 20  # each from points of its own
+
+
+def test_of_several_restarts_the_point_of_the_smallest_margin_is_kept():
+    graph = recast(random_net(1), torch.float64)
+    x = torch.rand(50, 4, generator=torch.Generator().manual_seed(1)).double()
+    y, fast = graph.run(x)[0].argmax(1), recast(graph, torch.float32)
+
+    def margins(restarts):
+        attack = Pgd(steps=1, step=0.01, restarts=restarts, loss="margin")
+        return attack_stage(attack, fast, graph, x, y, Box(0.1), range(50)).margin
+
+    one, many = margins(1), margins(8)
+    assert (many <= one).all()
+    assert (many < one).any()
 
 
 def test_a_verifier_that_there_is_not():

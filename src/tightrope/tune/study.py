@@ -17,6 +17,7 @@ from typing import Any
 import tomli_w
 from filelock import FileLock, Timeout
 
+from tightrope import parallel
 from tightrope.api import device_for, flatten, make_network, prepare, resolve
 from tightrope.data import as_source, load
 from tightrope.errors import InputError
@@ -134,7 +135,7 @@ def _prepare(
         if getattr(recipe, key) is None:
             raise InputError(f"{source} says no {key}")
     assert recipe.data is not None
-    where = device_for(jobs, device)
+    where = device_for(parallel.Workers(jobs), device)
     dataset = load(recipe.data)
     examples = as_source(dataset.train, where)
     recipe = resolve(recipe, recipe.build_method(), examples)

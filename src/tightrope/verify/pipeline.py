@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from tightrope.files import append_lines, fingerprint, save_tensors, to_json, wr
 from tightrope.graph import Graph, recast
 from tightrope.identity import check_identity
 from tightrope.memory import keep_freed
-from tightrope.parallel import each
+from tightrope.parallel import Workers
 from tightrope.progress import Progress
 from tightrope.region import Region
 from tightrope.verify.records import FORMAT, VERDICTS, Kind, R, read_records
@@ -34,7 +33,9 @@ from tightrope.verify.stages import Stage, answer, attack_stage
 from tightrope.verify.verdict import Status, Verdict, Witness, summarise
 from tightrope.verify.verifiers import find_verifier
 
-CHUNK = 250  # examples per batch, and between two writes
+CHUNK = 250  # examples per batch at most, and between two writes
+ROUNDS = 4  # batches for each of several workers at least: some take longer than others
+ALONE = Workers()
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def certify(
     out: Path | None = None,
     resume: bool = False,
     seed: int = 0,
-    jobs: int = 1,
+    workers: Workers = ALONE,
     about: dict[str, Any] | None = None,
 ) -> Certification:
     """Judge every example of a data set.
@@ -97,7 +98,7 @@ def certify(
         out: file to append verdicts to, JSON lines; None keeps them in memory only.
         resume: go on from that file.
         seed: of the attack's random starts.
-        jobs: processes, each of one thread; the verdicts are the same.
+        workers: who judges; see `go_through`.
         about: further facts for the file's header.
 
     Raises:
@@ -122,18 +123,19 @@ def certify(
     }
     header = {"format": FORMAT, "identity": identity, **(about or {})}
     judge = Judge(graph, region, stages, attack, seed, time_limit)
-    verdicts = go_through(
-        examples,
-        partial(judge, out=out),
-        VERDICTS,
-        header,
-        label="certify",
-        first=first,
-        batch=CHUNK,
-        out=out,
-        resume=resume,
-        jobs=jobs,
-    )
+    with stop_at_contradictions(out):
+        verdicts = go_through(
+            examples,
+            judge,
+            VERDICTS,
+            header,
+            label="certify",
+            first=first,
+            batch=CHUNK,
+            out=out,
+            resume=resume,
+            workers=workers,
+        )
     return Certification(verdicts, header, sum(verdict.seconds for verdict in verdicts))
 
 
@@ -148,9 +150,12 @@ def go_through(
     batch: int,
     out: Path | None,
     resume: bool,
-    jobs: int = 1,
+    workers: Workers = ALONE,
 ) -> tuple[R, ...]:
     """One record per example, by index; appended to a file batch by batch.
+
+    What is found out about an example must not depend on which others are in its batch: how large batches
+    are depends on how many workers there are, and what is in them on what a stopped run had done.
 
     Args:
         examples: the data set.
@@ -159,37 +164,42 @@ def go_through(
         header: of the file; its "identity" must agree with that of a file to resume.
         label: what is going on, for the progress.
         first: only the first so many examples.
-        batch: examples per batch, and between two writes.
+        batch: examples per batch at most, and between two writes.
         out: the file; None writes none.
         resume: go on from it.
-        jobs: processes to judge in; the file is written by this one alone, in the order in which batches
-            are done.
+        workers: who judges; the file is written by this process alone, in the order in which batches are
+            done.
 
     Raises:
-        InputError: if `first` or `jobs` is no positive number, the file cannot be written, or it already
-            exists and `resume` is not asked for.
+        InputError: if `first` is no positive number, the file cannot be written, or it already exists and
+            `resume` is not asked for.
         IdentityError: if the file to resume from rests on something else.
+        TightropeError: if workers died; what was done is in the file.
     """
     if first is not None and first < 1:
         raise InputError(f"the number of examples must be positive, got {first}")
-    if jobs < 1:
-        raise InputError(f"the number of jobs must be positive, got {jobs}")
     known: dict[int, R] = {}
     keep_freed()
     with _only_writer_of(out):
         if out is not None:
             known = _start(out, kind, header, resume)
         total = min(first or len(examples), len(examples))
-        # Always the same batches, so that a resumed run attacks from the same random starts.
-        chunks = [c for c in torch.arange(total).split(batch) if any(i not in known for i in c.tolist())]
-        with Progress(label, total, total - sum(map(len, chunks)), unit="example") as progress:
-            for judged in each(judge, examples.batches(chunks), jobs):
-                records = [record for record in judged if record.index not in known]
+        open_ = torch.tensor([i for i in range(total) if i not in known], dtype=torch.int64)
+        with Progress(label, total, total - len(open_), unit="example") as progress, workers.pool() as pool:
+            batches = examples.batches(open_.split(share(batch, len(open_), pool.count)))
+            for records in pool.each(judge, batches):
                 known.update((record.index, record) for record in records)
                 if out is not None:
                     append_lines(out, map(kind.dump, records))
-                progress.advance(len(judged))
+                progress.advance(len(records))
     return tuple(known[i] for i in range(total))
+
+
+def share(batch: int, examples: int, workers: int) -> int:
+    """How large batches of at most `batch` examples are, so that all workers have some to the end."""
+    if workers == 1:
+        return batch
+    return max(1, min(batch, math.ceil(examples / (ROUNDS * workers))))
 
 
 class Judge:
@@ -217,19 +227,19 @@ class Judge:
         self.region, self.stages, self.attack, self.seed = region, stages, attack, seed
         self.limit = limit
 
-    def __call__(self, x: Tensor, y: Tensor, index: Tensor, out: Path | None = None) -> list[Verdict]:
-        """Verdicts on a batch; `out` says beside which file a soundness violation is saved.
+    def __call__(self, x: Tensor, y: Tensor, index: Tensor) -> list[Verdict]:
+        """Verdicts on a batch.
 
         Raises:
             InputError: if an input is NaN or lies outside the region's domain.
-            SoundnessViolation: if an example is both certified and attacked.
+            Contradiction: if an example is both certified and attacked.
         """
         x = exact_inputs(x, self.region)
         verdicts = self._look(x, y, index)
         if self.attack is not None:
             self._falsify(verdicts, self.attack, x, y)
         for stage in self.stages:
-            self._prove(verdicts, stage, x, y, out)
+            self._prove(verdicts, stage, x, y)
         return verdicts
 
     def _look(self, x: Tensor, y: Tensor, index: Tensor) -> list[Verdict]:
@@ -256,8 +266,8 @@ class Judge:
             return
         began = time.perf_counter()
         chosen = torch.tensor(rows, device=x.device)
-        generator = torch.Generator(x.device).manual_seed(self.seed + verdicts[0].index)
-        found = attack_stage(attack, self.fast, self.exact, x[chosen], y[chosen], self.region, generator)
+        seeds = [self.seed + verdicts[row].index for row in rows]
+        found = attack_stage(attack, self.fast, self.exact, x[chosen], y[chosen], self.region, seeds)
         margins, predicted, points = found.margin.tolist(), found.predicted.tolist(), found.point.cpu()
         seconds = (time.perf_counter() - began) / len(rows)
         for i, row in enumerate(rows):
@@ -271,7 +281,7 @@ class Judge:
                 witness=witness,
             )
 
-    def _prove(self, verdicts: list[Verdict], stage: Stage, x: Tensor, y: Tensor, out: Path | None) -> None:
+    def _prove(self, verdicts: list[Verdict], stage: Stage, x: Tensor, y: Tensor) -> None:
         wanted = ("undecided", "falsified") if stage.cheap else ("undecided",)
         rows = [row for row, verdict in enumerate(verdicts) if verdict.status in wanted]
         if not rows:
@@ -296,10 +306,39 @@ class Judge:
                         verdict, status="falsified", margin=float(replayed.margin[i]), witness=witness
                     )
             if proved[i] and verdict.status == "falsified":
-                self._violation(stage.name, verdict, x[row], out)
+                raise Contradiction(stage.name, verdict, x[row].cpu(), self.region)
             verdicts[row] = verdict
 
-    def _violation(self, stage: str, verdict: Verdict, x: Tensor, out: Path | None) -> None:
+
+class Contradiction(Exception):
+    """An example was certified and attacked at once; whoever asked a `Judge` stops at it.
+
+    Args:
+        stage: what certified it.
+        verdict: what was found, with the witness.
+        x: the example.
+        region: where it may move.
+    """
+
+    def __init__(self, stage: str, verdict: Verdict, x: Tensor, region: Region) -> None:
+        super().__init__(stage, verdict, x, region)  # what a worker hands back it is made of again
+        self.stage, self.verdict, self.x, self.region = stage, verdict, x, region
+
+
+@contextmanager
+def stop_at_contradictions(out: Path | None = None) -> Iterator[None]:
+    """Save an example that a `Judge` found to be certified and attacked at once, and stop.
+
+    Args:
+        out: the file beside which it is saved; None saves it where one stands.
+
+    Raises:
+        SoundnessViolation: if there is one; the message says where it is.
+    """
+    try:
+        yield
+    except Contradiction as found:
+        stage, verdict, region = found.stage, found.verdict, found.region
         assert verdict.witness is not None
         folder = Path() if out is None else out.parent
         path = folder / f"soundness-violation-{verdict.index}.safetensors"
@@ -308,14 +347,14 @@ class Judge:
             "label": verdict.label,
             "predicted": verdict.witness.predicted,
             "stage": stage,
-            "eps": self.region.eps,
-            "norm": self.region.norm,
+            "eps": region.eps,
+            "norm": region.norm,
         }
-        save_tensors(path, {"x": x, "witness": verdict.witness.point}, facts)
+        save_tensors(path, {"x": found.x, "witness": verdict.witness.point}, facts)
         raise SoundnessViolation(
             f"example {verdict.index} was certified by {stage} and attacked at once: one of them is wrong. "
             f"Both points are in {path}; no verdict of this program is to be trusted until this is explained"
-        )
+        ) from None
 
 
 def exact_inputs(x: Tensor, region: Region) -> Tensor:

@@ -21,7 +21,7 @@ from tightrope.attacks import Pgd
 from tightrope.errors import InputError
 from tightrope.graph import trace
 from tightrope.region import Box
-from tightrope.verify.pipeline import Judge
+from tightrope.verify.pipeline import Judge, stop_at_contradictions
 from tightrope.verify.stages import CERTIFICATION_ATTACK
 from tightrope.verify.verdict import Verdict
 from tightrope.verify.verifiers import find_verifier
@@ -110,7 +110,8 @@ def decide(
         judge = Judge(trace(asked, shape), Box(1.0, domain=None), stages, attack, seed, time_limit)
         centre = torch.zeros(1, *shape, dtype=torch.float64, device=device)
         label = torch.zeros(1, dtype=torch.int64, device=device)
-        (verdict,) = judge(centre, label, torch.tensor([number], device=device))
+        with stop_at_contradictions():
+            (verdict,) = judge(centre, label, torch.tensor([number], device=device))
         found = _replay(verdict, asked, network, query)
         if found is not None:
             return Decision("sat", found, undecided, time.perf_counter() - began)

@@ -24,8 +24,9 @@ from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict bef
 from tightrope.errors import InputError
 from tightrope.examples import Examples
 from tightrope.graph import Graph, recast
+from tightrope.parallel import Workers
 from tightrope.region import Region
-from tightrope.verify.pipeline import CHUNK, exact_inputs, go_through, identify
+from tightrope.verify.pipeline import ALONE, CHUNK, exact_inputs, go_through, identify
 from tightrope.verify.records import Count, Kind, Length, read_records
 from tightrope.verify.stages import Stage, answer
 from tightrope.verify.verifiers import find_verifier
@@ -124,7 +125,7 @@ def certified_radii(
     time_limit: float = TIME_LIMIT,
     out: Path | None = None,
     resume: bool = False,
-    jobs: int = 1,
+    workers: Workers = ALONE,
     about: dict[str, Any] | None = None,
 ) -> Radii:
     """The certified radius of every example of a data set.
@@ -136,11 +137,11 @@ def certified_radii(
         tolerance: a radius is at most this much below an eps at which the verifier fails, in pixel units.
         verifier: a name in `VERIFIERS`.
         first: only the first so many examples.
-        batch: examples per batch, and between two writes.
+        batch: examples per batch at most, and between two writes.
         time_limit: seconds that each example may take in each stage at each eps, on average over a batch.
         out: file to append radii to, JSON lines; None keeps them in memory only.
         resume: go on from that file.
-        jobs: processes, each of one thread; the radii are the same.
+        workers: who searches.
         about: further facts for the file's header.
 
     Raises:
@@ -180,7 +181,7 @@ def certified_radii(
         batch=batch,
         out=out,
         resume=resume,
-        jobs=jobs,
+        workers=workers,
     )
     return Radii(radii, header)
 

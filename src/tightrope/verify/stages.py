@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -178,6 +179,16 @@ class Answers:
     margin: Float[Tensor, "batch"]
     predicted: Int[Tensor, "batch"]
 
+    def or_worse(self, other: Answers) -> Answers:
+        """Of two points per example the one of the smaller margin."""
+        worse = other.margin < self.margin
+        shape = (-1, *[1] * (self.point.ndim - 1))
+        return Answers(
+            torch.where(worse.view(shape), other.point, self.point),
+            torch.where(worse, other.margin, self.margin),
+            torch.where(worse, other.predicted, self.predicted),
+        )
+
 
 @torch.no_grad()
 def answer(graph: Graph, point: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"]) -> Answers:
@@ -196,9 +207,12 @@ def attack_stage(
     x: Float[Tensor, "batch *shape"],
     y: Int[Tensor, "batch"],
     region: Region,
-    generator: torch.Generator,
+    seeds: Sequence[int],
 ) -> Answers:
     """Attack in float32 and replay in float64, where alone a witness counts.
+
+    An example is attacked from the same points, whichever others are in its batch. Of several restarts, the
+    point of the smallest margin is kept.
 
     Args:
         attack: the attack.
@@ -206,11 +220,18 @@ def attack_stage(
         graph: the network in float64.
         x: inputs in float64.
         y: labels.
-        region: where a witness may lie; what the attack yields is projected into it again.
-        generator: source of the random starts.
+        region: where a witness may lie, one radius for all; what the attack yields is projected
+            into it again.
+        seeds: of each example's random starts.
     """
-    found = attack(fast, x.float(), y, region, generator)
-    return answer(graph, region.project(x, found.double()), y)
+    near, once = x.float(), replace(attack, restarts=1)
+    generators = [torch.Generator(x.device).manual_seed(seed) for seed in seeds]
+    best = answer(graph, x, y)
+    for _ in range(attack.restarts):
+        starts = [region.sample(one, draw) for one, draw in zip(near.split(1), generators, strict=True)]
+        point = once(fast, near, y, region, start=torch.cat(starts))
+        best = best.or_worse(answer(graph, region.project(x, point.double()), y))
+    return best
 
 
 def finite(margin: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:

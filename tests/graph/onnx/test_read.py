@@ -1,11 +1,9 @@
-"""Networks in ONNX files, as PyTorch and others write them."""
+"""Networks from ONNX files, as PyTorch and others write them."""
 
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,51 +11,17 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from tightrope.bounds import Interval, Linear, Problem
 from tightrope.errors import InputError, UnsupportedOperatorError
-from tightrope.graph import onnx as reader
 from tightrope.graph import recast, trace
-from tightrope.graph.onnx import read_onnx, write_onnx
+from tightrope.graph.onnx import read_onnx
+from tightrope.graph.onnx.rules import RULES
 from tightrope.region import Box
 from tightrope.spec import Spec
 
-RANDOM = np.random.default_rng(0)
-Shape = list[int | str | None]
-
-
-def array(*shape: int, dtype: str = "float32") -> np.ndarray:
-    return RANDOM.normal(size=shape).astype(dtype)
-
-
-def node(op: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
-    return helper.make_node(op, inputs.split(), [output], name=f"the {output}", **attributes)
-
-
-def save(
-    path: Path,
-    nodes: list[onnx.NodeProto],
-    constants: dict[str, np.ndarray],
-    shape: Shape,
-    kind: int = TensorProto.FLOAT,
-    opset: int = 17,
-) -> Path:
-    """A file with the input `x` and, as its output, what the last node yields."""
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info("x", kind, shape)],
-        [
-            helper.make_tensor_value_info(
-                nodes[-1].output[0], kind, [f"out{i}" for i in range(min(2, len(shape)))]
-            )
-        ],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9), path)
-    return path
+from .conftest import Shape, array, node, save
 
 
 def ints(*values: int) -> np.ndarray:
@@ -299,7 +263,7 @@ def test_files_that_are_no_networks_of_one_input_are_refused(tmp_path):
 
 def test_a_reader_that_computes_something_else_is_found_out(tmp_path, monkeypatch):
     wrong: Callable[[Any], nn.Module] = lambda call: nn.LeakyReLU(0.3)  # noqa: E731
-    monkeypatch.setitem(reader._RULES, "LeakyRelu", wrong)
+    monkeypatch.setitem(RULES, "LeakyRelu", wrong)
     path = save(tmp_path / "net.onnx", [node("LeakyRelu", "x", "y", alpha=0.2)], {}, FC)
     with pytest.raises(InputError, match=r"onnxruntime do not agree: the largest difference .* is 0\.\d+"):
         read_onnx(path)
@@ -315,42 +279,3 @@ def test_without_the_package_the_error_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(InputError, match=r"pip install 'tightrope\[onnx\]'"):
         read_onnx(tmp_path / "net.onnx")
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3)
-        self.last = nn.Linear(27, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first((x - 0.1) / 0.3)
-        return self.last(F.max_pool2d(F.relu(self.norm(h)) + h, 2).flatten(1))
-
-
-def test_what_was_written_is_read_again_and_says_nothing_of_this_machine(tmp_path, capfd):
-    torch.manual_seed(0)
-    net = Residual().train()
-    net(torch.rand(8, 1, 6, 6))
-    write_onnx(net, (1, 6, 6), tmp_path / "net.onnx")
-    assert net.training
-    assert b"site-packages" not in (tmp_path / "net.onnx").read_bytes()
-    x = torch.rand(5, 1, 6, 6)
-    again = read_onnx(tmp_path / "net.onnx")
-    assert torch.allclose(again(x), net.eval()(x), atol=1e-5)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
-    net = nn.Sequential(nn.Linear(3, 2))
-    monkeypatch.setattr(reader, "_export", lambda network, x: save_and_load(tmp_path))
-    with pytest.raises(InputError, match="what was exported and the network do not agree"):
-        write_onnx(net, (3,), tmp_path / "net.onnx")
-    assert not (tmp_path / "net.onnx").exists()
-
-
-def save_and_load(folder: Path) -> onnx.ModelProto:
-    with warnings.catch_warnings():
-        return onnx.load(
-            save(folder / "other.onnx", [node("MatMul", "x w", "y")], {"w": array(3, 2)}, [1, 3])
-        )
