@@ -288,7 +288,10 @@ def certify(
     device: str = "auto",
     seed: int = 0,
     jobs: int = 1,
+    certificates: bool = False,
     name: str | None = None,
+    target: str | None = None,
+    weights: Path | None = None,
 ) -> Certification:
     """Judge every example of a data set: robust, falsified, undecided, or misclassified.
 
@@ -305,7 +308,10 @@ def certify(
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
         seed: of the attack's random starts.
         jobs: processes, each of one thread, on the CPU; the verdicts are the same.
+        certificates: store what `recheck` needs to repeat the proofs, in a folder beside `out`.
         name: what the data set is called, for whoever reads the file.
+        target: where the network is, for `recheck`: what `tightrope certify` takes.
+        weights: its weights, if it is a factory.
 
     Returns:
         The verdicts, to iterate over, with a `summary()`.
@@ -328,7 +334,12 @@ def certify(
         resume=resume,
         seed=seed,
         jobs=jobs,
-        about={"data": name, "environment": environment(where, seed)},
+        certificates=certificates,
+        about={
+            "data": name,
+            "environment": environment(where, seed),
+            **({"target": target, "weights": weights and str(weights)} if target else {}),
+        },
     )
 
 

@@ -299,6 +299,11 @@ def _verifier(names: Iterable[str], usual: str = "cascade") -> _Option:
     help="Seconds that each example may take in each stage of the verifier, on average.",
 )
 @click.option(
+    "--certificates",
+    is_flag=True,
+    help="Store what tightrope recheck needs to repeat the proofs, in a folder beside the verdicts.",
+)
+@click.option(
     "--vnnlib",
     "properties",
     type=FILE,
@@ -499,6 +504,7 @@ def _judge(
     resume: bool,
     as_json: bool,
     time_limit: float = 60.0,
+    certificates: bool = False,
 ) -> Certification:
     if threads:
         torch.set_num_threads(threads)
@@ -523,7 +529,10 @@ def _judge(
         device=device,
         seed=seed,
         jobs=jobs,
+        certificates=certificates,
         name=data,
+        target=target,
+        weights=weights,
     )
     summary = result.summary()
     attacked = (
