@@ -23,7 +23,6 @@ from tightrope.graph.ops import (
     Add,
     Affine,
     BatchNorm,
-    Concatenate,
     Conv,
     Dropout,
     Identity,
@@ -34,9 +33,7 @@ from tightrope.graph.ops import (
     Scale,
     Shift,
 )
-from tightrope.region import Region
 from tightrope.verify.proof import Proof
-from tightrope.verify.records import to_record
 from tightrope.verify.verdict import Certificate, Verdict
 
 Array = np.ndarray
@@ -185,7 +182,7 @@ class _Writer:
         nothing = [torch.zeros(1, *size, dtype=torch.float64) for size in shapes]
         bias: Tensor | None = op.apply(*nothing).flatten()
         total: int | None = None
-        for k, (j, size) in enumerate(zip(inputs, shapes, strict=True)):
+        for k, j in enumerate(inputs):
             rows = torch.eye(shape.numel(), dtype=torch.float64).view(1, -1, *shape)
             matrix = op.transpose(rows, shapes)[k][0].flatten(1)
             part = self.add("dense", (j,), shape, matrix, bias)
@@ -237,41 +234,38 @@ class Certificates:
             proofs: of robust examples, by index.
         """
         network = checker.Network(self.network)
-        inputs = x.cpu().numpy()
+        inputs = x.flatten(1).cpu().numpy()
         short = inputs.astype("<f4")
         tensors: dict[str, Array] = {"x": short if (short == inputs).all() else inputs}
-        claims = {verdict.index: _claim(verdict) for verdict in verdicts}
-        open_ = dict(proofs)
-        for kind in PRECISIONS:
-            for index, proof in open_.items():
-                cells = proof.tensors(kind)
-                claims[index]["proof"] = {"rule": proof.rule} | (
-                    {"cells": len(proof.leaves)} if cells else {}
-                )
-                tensors |= {f"{index}/{name}": value for name, value in cells.items()}
-            header = self._header(list(claims.values()))
-            found = checker.check_batch(network, header, tensors, self._witnesses(verdicts))
-            open_ = {index: proof for index, proof in open_.items() if found[index] is not None}
-            if not open_:
-                break
-        for index in open_:  # the checker could not repeat it
-            claims[index]["proof"] = None
-            tensors = {name: value for name, value in tensors.items() if not name.startswith(f"{index}/")}
-        content = pack(tensors, self._header(list(claims.values())))
+        claims = []
+        for verdict, point in zip(verdicts, inputs, strict=True):
+            claim = {name: getattr(verdict, name) for name in checker.CLAIM} | {"proof": None}
+            if verdict.index in proofs:
+                claim, cells = self._repeated(network, claim, point, proofs[verdict.index])
+                tensors |= {f"{verdict.index}/{name}": value for name, value in cells.items()}
+            claims.append(claim)
+        header = {"format": checker.FORMAT, "certificates": self.digest, **self.identity, "claims": claims}
+        content = pack(tensors, header)
         digest = hashlib.sha256(content).hexdigest()
         # Named by what it holds: a batch that is judged again leaves alone what earlier verdicts name.
         name = f"{verdicts[0].index:06d}-{digest[:8]}.safetensors"
         write_atomically(self.folder / name, content)
-        rules = {index: claim["proof"] and claim["proof"]["rule"] for index, claim in claims.items()}
-        return [replace(v, certificate=Certificate(name, digest, rules[v.index])) for v in verdicts]
+        rules = [claim["proof"] and claim["proof"]["rule"] for claim in claims]
+        return [
+            replace(verdict, certificate=Certificate(name, digest, rule))
+            for verdict, rule in zip(verdicts, rules, strict=True)
+        ]
 
-    def _header(self, claims: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"format": checker.FORMAT, "certificates": self.digest, **self.identity, "claims": claims}
-
-    @staticmethod
-    def _witnesses(verdicts: Sequence[Verdict]) -> dict[int, Any]:
-        return {verdict.index: to_record(verdict)["witness"] for verdict in verdicts}
-
-
-def _claim(verdict: Verdict) -> dict[str, Any]:
-    return {name: getattr(verdict, name) for name in checker.CLAIM} | {"proof": None}
+    def _repeated(
+        self, network: checker.Network, claim: dict[str, Any], x: Array, proof: Proof
+    ) -> tuple[dict[str, Any], dict[str, Array]]:
+        """The claim with its proof, and the proof's tensors; without, if the checker cannot repeat it."""
+        proved = claim | {"proof": {"rule": proof.rule}}
+        for kind in PRECISIONS:
+            tensors = proof.tensors(kind)
+            try:
+                checker.check(network, self.identity, proved, x[None], tensors, {})
+            except checker.RejectedError:
+                continue
+            return proved, tensors
+        return claim, {}

@@ -148,7 +148,7 @@ def certify(
 def _certificates(
     graph: Graph, out: Path | None, identity: dict[str, Any], header: dict[str, Any], count: int
 ) -> Certificates | None:
-    """Where certificates go, which header and identity will say; None if the checker does not know the network.
+    """Where certificates go, as header and identity say; None if the checker does not know the network.
 
     Raises:
         InputError: if there is no file of verdicts that they could lie beside.
