@@ -449,11 +449,12 @@ def recheck(path: Path) -> Json:
         header, *records = (json.loads(line) for line in path.read_text().split("\n") if line)
         about, identity = header["certificates"], header["identity"]
         require("none" not in about, about.get("none"))
+        folder, expected = path.parent / Path(about["folder"]).name, range(about["examples"])
+        require(all(isinstance(record, dict) for record in records), "a line holds no verdict")
     except (RejectedError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds no certificates, or is damaged: {error!r}") from None
     counts, rejected = dict.fromkeys((*STATUSES, "without_certificate"), 0), list[Json]()
     network, batches, seen = None, dict[tuple[Path, str], Batch](), set[int]()
-    folder = path.parent / Path(about["folder"]).name
     for done, record in enumerate(records):
         try:
             require(record["index"] not in seen, "the example stands there twice")
@@ -471,7 +472,7 @@ def recheck(path: Path) -> Json:
         if done % 100 == 99 or done == len(records) - 1:
             print(f"recheck: {done + 1} of {len(records)} examples", file=sys.stderr)
     reason = "it has no verdict: the file was cut off, or is not finished"
-    missing = sorted(set(range(about["examples"])) - seen)
+    missing = sorted(set(expected) - seen)
     rejected += [{"index": i, "reason": reason} for i in missing]
     accepted = sum(counts[status] for status in STATUSES)
     return {"examples": len(records), "accepted": accepted, **counts, "rejected": rejected}

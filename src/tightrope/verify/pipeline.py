@@ -62,9 +62,14 @@ class Certification:
 
     def summary(self) -> dict[str, Any]:
         """Counts and accuracies, and what they rest on."""
-        identity = self.header["identity"]
+        identity, bare = self.header["identity"], {}
+        if "certificates" in self.header:
+            robust = [verdict for verdict in self.verdicts if verdict.status == "robust"]
+            missing = [v for v in robust if v.certificate is None or v.certificate.proof is None]
+            bare = {"without_certificate": len(missing)}
         return {
             **summarise(self.verdicts, attacked=identity["attack"] is not None),
+            **bare,
             "eps": identity["eps"],
             "norm": identity["norm"],
             "verifier": identity["verifier"],
