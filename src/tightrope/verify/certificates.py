@@ -142,7 +142,7 @@ class _Writer:
             case Linear() if len(shape) == 1:
                 return self.add("dense", inputs, shape, op.weight(), op.bias() if op.bias else None)
             case Conv() if op.weight().ndim == 4 and not op.pad and not isinstance(op.padding, str):
-                stride, padding, dilation = op.geometry()
+                stride, padding, dilation = map(list, op.geometry())
                 settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": op.groups}
                 bias = op.bias() if op.bias else None
                 return self.add("conv", inputs, shape, op.weight(), bias, of=list(shapes[0]), **settings)
