@@ -8,6 +8,7 @@ result = tr.certify(model, test_set, tr.Box(eps=0.3))
 
 from tightrope import engines, methods
 from tightrope.api import Run, bounds, certify, fit, latent_robustness, margins, radius
+from tightrope.rechecking import recheck
 from tightrope.region import Box, L1Ball, L2Ball
 from tightrope.train import Course, Ramp, Steps
 from tightrope.train.modifiers import (
@@ -39,6 +40,7 @@ __all__ = [
     "margins",
     "methods",
     "radius",
+    "recheck",
     "reweight",
     "reweight_attack",
     "reweight_gairat",

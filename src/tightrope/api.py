@@ -308,7 +308,10 @@ def certify(
     seed: int = 0,
     jobs: int = 1,
     ray: str | None = None,
+    certificates: bool = False,
     name: str | None = None,
+    target: str | None = None,
+    weights: Path | None = None,
 ) -> Certification:
     """Judge every example of a data set: robust, falsified, undecided, or misclassified.
 
@@ -327,7 +330,10 @@ def certify(
         jobs: processes, each of one thread, on the CPU.
         ray: address of a Ray cluster, HOST:PORT, "auto" or "local", each of whose processors is a worker; see
             `tightrope.parallel.Workers`.
+        certificates: store what `recheck` needs to repeat the proofs, in a folder beside `out`.
         name: what the data set is called, for whoever reads the file.
+        target: where the network is, for `recheck`: what `tightrope certify` takes.
+        weights: its weights, if it is a factory.
 
     Returns:
         The verdicts, to iterate over, with a `summary()`.
@@ -351,7 +357,12 @@ def certify(
         resume=resume,
         seed=seed,
         workers=workers,
-        about={"data": name, "environment": environment(where, seed)},
+        certificates=certificates,
+        about={
+            "data": name,
+            "environment": environment(where, seed),
+            **({"target": target, "weights": weights and str(weights)} if target else {}),
+        },
     )
 
 

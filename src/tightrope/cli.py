@@ -30,14 +30,16 @@ from tightrope.api import (
     warn_of_wide,
 )
 from tightrope.attacks import Pgd
+from tightrope.checker import summary as summarise
 from tightrope.data import Split, as_source, load
 from tightrope.data import names as data_names
-from tightrope.errors import InputError, TightropeError
+from tightrope.errors import InputError, SoundnessViolation, TightropeError
 from tightrope.files import to_json, write_atomically
 from tightrope.graph import trace
 from tightrope.graph.onnx import write_onnx
 from tightrope.models import describe
 from tightrope.models import names as model_names
+from tightrope.rechecking import recheck
 from tightrope.recipes import Recipe, options_of, override, parse_recipe, read_recipe
 from tightrope.region import REGIONS
 from tightrope.targets import Target, load_target
@@ -300,6 +302,11 @@ def _verifier(names: Iterable[str], usual: str = "cascade") -> _Option:
     help="Seconds that each example may take in each stage of the verifier, on average.",
 )
 @click.option(
+    "--certificates",
+    is_flag=True,
+    help="Store what tightrope recheck needs to repeat the proofs, in a folder beside the verdicts.",
+)
+@click.option(
     "--vnnlib",
     "properties",
     type=FILE,
@@ -504,6 +511,7 @@ def _judge(
     resume: bool,
     as_json: bool,
     time_limit: float = 60.0,
+    certificates: bool = False,
 ) -> Certification:
     if threads:
         torch.set_num_threads(threads)
@@ -529,7 +537,10 @@ def _judge(
         seed=seed,
         jobs=jobs,
         ray=ray,
+        certificates=certificates,
         name=data,
+        target=target,
+        weights=weights,
     )
     summary = result.summary()
     attacked = (
@@ -545,6 +556,11 @@ def _judge(
     )
     if out is not None:
         click.echo(f"verdicts: {out}", err=True)
+    if certificates and out is not None:
+        folder, missing = result.header["certificates"], summary["without_certificate"]
+        where = out.parent / folder["folder"] if "folder" in folder else f"none ({folder['none']})"
+        lacking = f"; {missing} robust verdicts have none" if missing else ""
+        click.echo(f"certificates: {where}{lacking}", err=True)
     if as_json:
         click.echo(to_json(summary))
     return result
@@ -618,6 +634,28 @@ def _file_for(name: str, target: str, loaded: Target, out: Path | None, resume: 
     path = loaded.folder / f"{name}.jsonl"
     existing = [path, *sorted(loaded.folder.glob(f"{name}-*.jsonl"), key=lambda p: p.stat().st_mtime)]
     return existing[-1] if resume else _free(path)
+
+
+# ------------------------------------------------------------------------------------------ recheck
+
+
+@cli.command("recheck")
+@click.argument("file", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object as the last line.")
+def recheck_command(file: Path, as_json: bool) -> None:
+    """Check the verdicts in FILE by their certificates, with a program that shares no code with certify.
+
+    The exit status is 0 if none is rejected, 3 if one is, 2 if FILE has no certificates.
+    """
+    result = recheck(file)
+    report = result.summary()
+    click.echo(summarise(report), err=as_json)
+    for line in result.compared:
+        click.echo(line, err=as_json)
+    if as_json:
+        click.echo(to_json(report))
+    if result.rejected:
+        sys.exit(SoundnessViolation.exit_code)
 
 
 # ------------------------------------------------------------------------------------------- export

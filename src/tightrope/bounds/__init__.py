@@ -1,6 +1,6 @@
 """Engines: sound bounds of a network over a region."""
 
-from tightrope.bounds.alpha import Optimised, alpha_crown, zonotope
+from tightrope.bounds.alpha import Optimised, Optimum, alpha_crown, zonotope
 from tightrope.bounds.base import Bounds, Engine, Estimate, Estimator, Guarantee, Problem
 from tightrope.bounds.compose import Intersect, Mix
 from tightrope.bounds.hull import Hull
@@ -27,6 +27,7 @@ __all__ = [
     "Linear",
     "Mix",
     "Optimised",
+    "Optimum",
     "Problem",
     "Projected",
     "RelaxedNetwork",

@@ -363,6 +363,25 @@ class Adam:
         return Adam(self.first[members], self.second[members], self.steps)
 
 
+@dataclass(frozen=True, eq=False)
+class Optimum:
+    """What `Optimised` found: bounds, and the slopes of the passes that climbed.
+
+    Args:
+        bounds: the better of these passes' and of what they began with.
+        neurons: the numbers of each example's unstable neurons among those of all ReLUs; -1 for none.
+        examples: for each pass, the number of its example in the batch.
+        rows: likewise of the row of the specification.
+        slopes: the best that were found, at the example's neurons.
+    """
+
+    bounds: Bounds
+    neurons: Int[Tensor, "batch most"]
+    examples: Int[Tensor, "passes"]
+    rows: Int[Tensor, "passes"]
+    slopes: Float[Tensor, "passes most"]
+
+
 @dataclass(frozen=True)
 class Optimised:
     """Linear bounds whose slopes are optimised by gradient, for each example and row by themselves.
@@ -402,6 +421,10 @@ class Optimised:
 
     def __call__(self, problem: Problem) -> Bounds:
         """See `Engine`."""
+        return self.optimum(problem).bounds
+
+    def optimum(self, problem: Problem) -> Optimum:
+        """The bounds with the slopes that made them."""
         deadline = time.perf_counter() + self.seconds
         slope: Any = "adaptive" if self.lines == "triangle" else "parallel"
         begun, interval = problem.bounds(Linear(slope, "linear", self.sides)), problem.bounds(Interval())
@@ -409,11 +432,7 @@ class Optimised:
         if self.sides == "both":
             negated = torch.maximum(-begun.upper, -interval.upper)
             rows, known = torch.cat([rows, -rows], 1), torch.cat([known, negated], 1)
-        found = torch.maximum(known, self._optimise(problem, begun.boxes, rows, known, deadline))
-        if self.sides == "lower":
-            return Bounds(found, interval.upper, boxes=begun.boxes)
-        lower, negated = found.chunk(2, 1)
-        return Bounds(lower, -negated, boxes=begun.boxes)
+        return self._optimise(problem, begun.boxes, rows, known, interval.upper, deadline)
 
     def _optimise(
         self,
@@ -421,15 +440,16 @@ class Optimised:
         boxes: Boxes,
         rows: Float[Tensor, "batch rows classes"],
         known: Float[Tensor, "batch rows"],
+        upper: Float[Tensor, "batch above"],
         deadline: float,
-    ) -> Float[Tensor, "batch rows"]:
-        """The bounds of all rows but those that are 0, or known to be large enough."""
+    ) -> Optimum:
+        """Climb for all rows but those that are 0, or known to be large enough."""
         graph, x, region = problem.graph, problem.x, problem.region
         with torch.no_grad():
             fixed = Frame.over(graph, x, region, boxes, self.lines)
         trained = Frame.over(graph, x, region, boxes, self.lines) if torch.is_grad_enabled() else None
         places = ((rows != 0).any(2) & ~(known > self.enough)).nonzero()
-        results = []
+        results, slopes = list[Tensor](), [fixed.slopes()[:0]]
         for members, row, by in in_turns(places, graph, x, deadline):
             frame, chosen = fixed.at(members), rows[members, row].unsqueeze(1)
             best = climb(
@@ -441,13 +461,21 @@ class Optimised:
                 enough=torch.full_like(known[members, row], self.enough),
                 deadline=by,
             )
+            slopes.append(best.slopes)
             if trained is None:
                 results.append(best.lower)
             else:  # the same bounds once more, with gradients
                 results.append(trained.at(members).bound(chosen, best.slopes).squeeze(1))
-        if not results:
-            return known
-        return known.index_put(tuple(places.T), torch.cat(results))
+        found = known
+        if results:
+            found = torch.maximum(known, known.index_put(tuple(places.T), torch.cat(results)))
+        if self.sides == "both":
+            found, negated = found.chunk(2, 1)
+            upper = -negated
+        neurons = fixed.places.masked_fill(fixed.places == fixed.low.shape[1] - 1, -1)
+        return Optimum(
+            Bounds(found, upper, boxes=boxes), neurons, places[:, 0], places[:, 1], torch.cat(slopes)
+        )
 
 
 def in_turns(

@@ -27,6 +27,7 @@ from tightrope.memory import free_bytes
 from tightrope.region import Region
 from tightrope.spec import Spec, smallest_margin
 from tightrope.verify.cell import CUTS, Program, affine, solvable
+from tightrope.verify.proof import Leaf, Proof
 from tightrope.verify.stages import (
     SLACK_ABSOLUTE,
     SLACK_RELATIVE,
@@ -58,6 +59,7 @@ class BranchAndBound:
         candidates: neurons of which both halves are bounded before a cell is split.
         most: cells that may be open at once, if memory allows; else the examples with most are given up.
         strict: whether other activations than ReLU and LeakyReLU are an error; else they are only bounded.
+        keep: whether to keep every closed cell, for certificates.
 
     Raises:
         InputError: if it is strict and there are other activations.
@@ -70,6 +72,7 @@ class BranchAndBound:
     candidates: int = 4
     most: int = 2**17
     strict: bool = True
+    keep: bool = False
 
     cheap: ClassVar[bool] = False
 
@@ -152,6 +155,7 @@ class _Search:
         self.floor = x.new_full((len(x),), torch.inf)
         self.stuck = torch.zeros_like(y, dtype=torch.bool)
         self.point = torch.full_like(x, torch.nan)
+        self.closed: list[tuple[Tensor, ...]] = []
 
     def run(self) -> Finding:
         """Search until all is decided or time is over."""
@@ -169,7 +173,39 @@ class _Search:
         self._close(pool)
         self.stuck[pool.example] = True
         refuted = ~self.point.flatten(1).isnan().any(1)
-        return Finding(~self.stuck & ~refuted, finite(self.floor), self.point)
+        proved = ~self.stuck & ~refuted
+        proofs = self._proofs(proved) if self.how.keep else None
+        return Finding(proved, finite(self.floor), self.point, proofs)
+
+    def _log(self, cells: _Cells, weight: float = 1.0) -> None:
+        """Keep closed cells, if that was asked for, in as little memory as will do."""
+        if self.how.keep:
+            parts = (cells.example, cells.rival, cells.signs.to(torch.int8), cells.slopes.float())
+            weights = torch.full_like(cells.lower, weight)
+            self.closed.append(tuple(part.cpu() for part in (*parts, cells.multipliers, weights)))
+
+    def _proofs(self, proved: Tensor) -> dict[int, Proof]:
+        """By place in the batch, the closed cells of every example that is proved."""
+        found: dict[int, list[Leaf]] = {row: [] for row in proved.nonzero().flatten().tolist()}
+        places = self.frame.places.cpu()
+        kept = places < self.frame.low.shape[1] - 1
+        for columns in self.closed:
+            for example, rival, signs, slopes, multipliers, weight in zip(*columns, strict=True):
+                if int(example) not in found:
+                    continue
+                given = signs.nonzero().flatten()
+                neurons = places[example][given].tolist()
+                leaf = Leaf(
+                    int(rival),
+                    dict(zip(neurons, signs[given].tolist(), strict=True)),
+                    slopes[kept[example]].numpy(),
+                    float(weight),
+                    dict(zip(neurons, multipliers[given].tolist(), strict=True)),
+                )
+                found[int(example)].append(leaf)
+        return {
+            row: Proof("crown", places[row][kept[row]].numpy(), tuple(cells)) for row, cells in found.items()
+        }
 
     def _roots(self) -> _Cells:
         """A cell for every wrong class; those with a bound that suffices are closed at once."""
@@ -247,6 +283,7 @@ class _Search:
         rounding = SLACK_RELATIVE * (cells.multipliers * reach).sum(1)
         done = cells.lower > self.slack[cells.example] + rounding
         self._close(cells.at(done))
+        self._log(cells.at(done))
         rest = (~done).nonzero().squeeze(1)
         cells, frame = cells.at(rest), frame.at(rest)
         if not len(cells):
@@ -291,6 +328,12 @@ class _Search:
             if nearest.proof > max(stated, float(self.slack[cell.example])):
                 proof = torch.full_like(cell.lower, nearest.proof)
                 self.floor.scatter_reduce_(0, cell.example, torch.maximum(cell.lower, proof), "amin")
+                # The program's multipliers come in the order of the neurons, and the margin's first.
+                given = cell.signs[0].nonzero().flatten()
+                given = given[frame.places[0, given].argsort()]
+                multipliers = torch.zeros_like(cell.multipliers)
+                multipliers[0, given] = nearest.weights[1:]
+                self._log(replace(cell, multipliers=multipliers), float(nearest.weights[0]))
                 return
             self._try(nearest.point, cell, frame, attack=False)
             if not self._is_open()[cell.example].all():

@@ -77,11 +77,13 @@ class Nearest:
         proof: a lower bound of the least s over the region, up to rounding.
         size: of the numbers that it was computed from.
         point: where the program takes its minimum; it may lie outside a ball, which its cuts only enclose.
+        weights: the multipliers of the inequalities.
     """
 
     proof: float
     size: float
     point: Float[Tensor, "1 *shape"]
+    weights: Float[Tensor, "count"]
 
 
 class Program:
@@ -146,7 +148,7 @@ class Program:
         shift = low @ self.lower + up @ self.upper
         proofs = [constant + self._least(row), constant + shift + self._least(row - low - up)]
         size = size + row.abs() @ torch.maximum(self.lower.abs(), self.upper.abs())
-        return Nearest(max(map(float, proofs)), float(size), point)
+        return Nearest(max(map(float, proofs)), float(size), point, weights.abs())
 
     def _least(self, row: Tensor) -> Tensor:
         least: Tensor = self.region.descend(self.x, row.view(1, 1, *self.x.shape[1:]))[0, 0]

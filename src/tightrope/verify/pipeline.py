@@ -28,6 +28,9 @@ from tightrope.memory import keep_freed
 from tightrope.parallel import Workers
 from tightrope.progress import Progress
 from tightrope.region import Region
+from tightrope.verify.bab import BranchAndBound
+from tightrope.verify.certificates import Certificates, UnknownError, export
+from tightrope.verify.proof import Proof
 from tightrope.verify.records import FORMAT, VERDICTS, Kind, R, read_records
 from tightrope.verify.stages import Stage, answer, attack_stage
 from tightrope.verify.verdict import Status, Verdict, Witness, summarise
@@ -60,9 +63,14 @@ class Certification:
 
     def summary(self) -> dict[str, Any]:
         """Counts and accuracies, and what they rest on."""
-        identity = self.header["identity"]
+        identity, bare = self.header["identity"], {}
+        if "certificates" in self.header:
+            robust = [verdict for verdict in self.verdicts if verdict.status == "robust"]
+            missing = [v for v in robust if v.certificate is None or v.certificate.proof is None]
+            bare = {"without_certificate": len(missing)}
         return {
             **summarise(self.verdicts, attacked=identity["attack"] is not None),
+            **bare,
             "eps": identity["eps"],
             "norm": identity["norm"],
             "verifier": identity["verifier"],
@@ -83,6 +91,7 @@ def certify(
     resume: bool = False,
     seed: int = 0,
     workers: Workers = ALONE,
+    certificates: bool = False,
     about: dict[str, Any] | None = None,
 ) -> Certification:
     """Judge every example of a data set.
@@ -99,6 +108,7 @@ def certify(
         resume: go on from that file.
         seed: of the attack's random starts.
         workers: who judges; see `go_through`.
+        certificates: store what a checker needs to repeat the proofs, in a folder beside `out`.
         about: further facts for the file's header.
 
     Raises:
@@ -122,7 +132,10 @@ def certify(
         "time_limit": time_limit,
     }
     header = {"format": FORMAT, "identity": identity, **(about or {})}
-    judge = Judge(graph, region, stages, attack, seed, time_limit)
+    keeper = None
+    if certificates:
+        keeper = _certificates(graph, out, identity, header, min(first or len(examples), len(examples)))
+    judge = Judge(graph, region, stages, attack, seed, time_limit, keeper)
     with stop_at_contradictions(out):
         verdicts = go_through(
             examples,
@@ -137,6 +150,29 @@ def certify(
             workers=workers,
         )
     return Certification(verdicts, header, sum(verdict.seconds for verdict in verdicts))
+
+
+def _certificates(
+    graph: Graph, out: Path | None, identity: dict[str, Any], header: dict[str, Any], count: int
+) -> Certificates | None:
+    """Where certificates go, as header and identity say; None if the checker does not know the network.
+
+    Raises:
+        InputError: if there is no file of verdicts that they could lie beside.
+    """
+    if out is None:
+        raise InputError("certificates lie beside a file of verdicts: say where, --out FILE")
+    try:
+        network = export(recast(graph, torch.float64)).content()
+    except UnknownError as error:
+        header["certificates"] = {"none": f"the checker does not know {error}"}
+        return None
+    facts = {name: identity[name] for name in ("eps", "norm", "domain", "data")}
+    keeper = Certificates(out.with_suffix(".certificates"), network, facts)
+    keeper.begin(out)
+    identity["certificates"] = keeper.digest
+    header["certificates"] = {"folder": keeper.folder.name, "examples": count}
+    return keeper
 
 
 def go_through(
@@ -212,6 +248,7 @@ class Judge:
         attack: what tries to falsify, first.
         seed: of the attack's random starts.
         limit: seconds that each example may take in each stage, on average over a batch.
+        certificates: where to write what the proofs are made of, if anywhere.
     """
 
     def __init__(
@@ -222,7 +259,11 @@ class Judge:
         attack: Pgd | None,
         seed: int,
         limit: float = math.inf,
+        certificates: Certificates | None = None,
     ) -> None:
+        if certificates is not None:
+            stages = [replace(s, keep=True) if isinstance(s, BranchAndBound) else s for s in stages]
+        self.certificates = certificates
         self.exact, self.fast = recast(graph, torch.float64), recast(graph, torch.float32)
         self.region, self.stages, self.attack, self.seed = region, stages, attack, seed
         self.limit = limit
@@ -238,9 +279,10 @@ class Judge:
         verdicts = self._look(x, y, index)
         if self.attack is not None:
             self._falsify(verdicts, self.attack, x, y)
+        proofs: dict[int, Proof] = {}
         for stage in self.stages:
-            self._prove(verdicts, stage, x, y)
-        return verdicts
+            self._prove(verdicts, stage, x, y, proofs)
+        return verdicts if self.certificates is None else self.certificates.write(verdicts, x, proofs)
 
     def _look(self, x: Tensor, y: Tensor, index: Tensor) -> list[Verdict]:
         began = time.perf_counter()
@@ -281,7 +323,9 @@ class Judge:
                 witness=witness,
             )
 
-    def _prove(self, verdicts: list[Verdict], stage: Stage, x: Tensor, y: Tensor) -> None:
+    def _prove(
+        self, verdicts: list[Verdict], stage: Stage, x: Tensor, y: Tensor, proofs: dict[int, Proof]
+    ) -> None:
         wanted = ("undecided", "falsified") if stage.cheap else ("undecided",)
         rows = [row for row, verdict in enumerate(verdicts) if verdict.status in wanted]
         if not rows:
@@ -300,6 +344,8 @@ class Judge:
             if verdict.status == "undecided":
                 status: Status = "robust" if proved[i] else "undecided"
                 verdict = replace(verdict, status=status, stage=stage.name, margin=margins[i])
+                if status == "robust" and found.proofs is not None and i in found.proofs:
+                    proofs[verdict.index] = found.proofs[i]
                 if replayed is not None and replayed.margin[i] <= 0:
                     witness = Witness(replayed.point[i].cpu().clone(), int(replayed.predicted[i]))
                     verdict = replace(

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict bef
 
 from tightrope.errors import InputError
 from tightrope.files import check_line, read_lines
-from tightrope.verify.verdict import Status, Verdict, Witness
+from tightrope.verify.verdict import Certificate, Status, Verdict, Witness
 
 FORMAT = "tightrope-certify/1"
 
@@ -79,6 +79,13 @@ class _Witness(TypedDict):
 
 
 @with_config(ConfigDict(strict=True))
+class _Certificate(TypedDict):
+    file: str
+    sha256: str
+    proof: str | None
+
+
+@with_config(ConfigDict(strict=True))
 class _Verdict(TypedDict):
     index: Count
     label: Count
@@ -88,6 +95,7 @@ class _Verdict(TypedDict):
     margin: _Finite
     seconds: Length
     witness: _Witness | None
+    certificate: NotRequired[_Certificate]
 
 
 def to_record(verdict: Verdict) -> dict[str, Any]:
@@ -100,7 +108,9 @@ def to_record(verdict: Verdict) -> dict[str, Any]:
             "float64": base64.b64encode(values.tobytes()).decode(),
             "predicted": verdict.witness.predicted,
         }
-    return {**vars(verdict), "witness": witness}
+    record = {**vars(verdict), "witness": witness}
+    del record["certificate"]
+    return record if verdict.certificate is None else {**record, "certificate": vars(verdict.certificate)}
 
 
 def read_records(path: Path, kind: Kind[R]) -> tuple[dict[str, Any], list[R]]:
@@ -140,6 +150,8 @@ def read_verdicts(path: Path) -> tuple[dict[str, Any], list[Verdict]]:
 
 def _from_record(record: dict[str, Any]) -> Verdict:
     """The verdict that `to_record` made this of; a ValueError if its witness does not add up."""
+    if "certificate" in record:
+        record = {**record, "certificate": Certificate(**record["certificate"])}
     found = record["witness"]
     if found is None:
         return Verdict(**record)

@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Engine, Interval, Optimised, Problem, rounding_error
+from tightrope.bounds import Bounds, Engine, Interval, Optimised, Optimum, Problem, rounding_error
 from tightrope.errors import TightropeError
 from tightrope.graph import Graph
 from tightrope.region import Region
 from tightrope.spec import Spec, smallest_margin
+from tightrope.verify.proof import Leaf, Proof, Rule
 
 # A bound in float64 must exceed this before it proves anything (docs/soundness.md).
 SLACK_ABSOLUTE = 1e-6
@@ -33,11 +34,13 @@ class Finding(NamedTuple):
         margin: the smallest lower bound of its margins that the stage arrived at; -LARGEST if it has none.
         point: where the stage thinks that the answer changes, if it looks for such points: NaN where it
             found none. They are replayed before they count.
+        proofs: by place in the batch, what made the proofs; None if they cannot be repeated.
     """
 
     proved: Bool[Tensor, "batch"]
     margin: Float[Tensor, "batch"]
     point: Float[Tensor, "batch *shape"] | None = None
+    proofs: dict[int, Proof] | None = None
 
 
 @runtime_checkable
@@ -90,11 +93,13 @@ class BoundStage:
         engine: a sound engine.
         cheap: whether it is cheap enough to run on falsified examples too, where a proof would
             uncover a bug.
+        rule: how a checker repeats the proofs; None if none can.
     """
 
     name: str
     engine: Engine
     cheap: bool = False
+    rule: Rule | None = None
 
     @torch.no_grad()
     def __call__(
@@ -115,7 +120,11 @@ class BoundStage:
         if not isinstance(bounds, Bounds):
             raise TightropeError(f"{self.name} yields estimates, which prove nothing; use a sound verifier")
         margin = finite(smallest_margin(bounds.lower, y))
-        return Finding(margin > slack(problem, bounds), margin)
+        proved = margin > slack(problem, bounds)
+        proofs = None
+        if self.rule is not None:
+            proofs = {row: Proof(self.rule) for row in proved.nonzero().flatten().tolist()}
+        return Finding(proved, margin, proofs=proofs)
 
 
 def size(bounds: Bounds) -> Float[Tensor, "batch"]:
@@ -156,8 +165,21 @@ class ClimbStage:
         # The slack grows with the bounds, which are no larger than those of intervals.
         problem = Problem(graph, x, region, Spec.margins(y, graph.classes, x))
         enough = float(slack(problem, problem.bounds(Interval())).max()) if len(x) else 0.0
-        engine = replace(self.engine, enough=enough, seconds=limit * len(x))
-        return BoundStage(self.name, engine)(graph, x, y, region)
+        found = replace(self.engine, enough=enough, seconds=limit * len(x)).optimum(problem)
+        margin = finite(smallest_margin(found.bounds.lower, y))
+        proved = margin > slack(problem, found.bounds)
+        rule: Rule = "crown" if self.engine.lines == "triangle" else "fast-lin"
+        proofs = {row: _climbed(rule, found, row) for row in proved.nonzero().flatten().tolist()}
+        return Finding(proved, margin, proofs=proofs)
+
+
+def _climbed(rule: Rule, found: Optimum, row: int) -> Proof:
+    """One cell for every class that climbed: the whole region, with the best slopes."""
+    kept = found.neurons[row] >= 0
+    pairs = (found.examples == row).nonzero().flatten()
+    rivals, slopes = found.rows[pairs].tolist(), found.slopes[pairs][:, kept].cpu().numpy()
+    leaves = tuple(Leaf(rival, {}, line) for rival, line in zip(rivals, slopes, strict=True))
+    return Proof(rule, found.neurons[row][kept].cpu().numpy(), leaves)
 
 
 CERTIFICATION_ATTACK = Pgd(steps=40, step=0.1, loss="margin")

@@ -26,6 +26,21 @@ class Witness:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """Where the certificate of a verdict is.
+
+    Args:
+        file: in the folder of certificates.
+        sha256: of that file.
+        proof: the rule by which the checker repeats the proof; None if there is none to repeat.
+    """
+
+    file: str
+    sha256: str
+    proof: str | None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The verdict on one example.
 
@@ -40,6 +55,7 @@ class Verdict:
             spoke, the margin at a point where "clean" or "attack" did. Positive is safe.
         seconds: time spent on this example, its share of each batch.
         witness: where the answer changes, if the example is falsified.
+        certificate: where its certificate is, if one was asked for.
     """
 
     index: int
@@ -50,6 +66,7 @@ class Verdict:
     margin: float
     seconds: float
     witness: Witness | None = None
+    certificate: Certificate | None = None
 
 
 def summarise(verdicts: Iterable[Verdict], attacked: bool = True) -> dict[str, Any]:

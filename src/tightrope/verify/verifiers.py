@@ -16,20 +16,20 @@ _FAST_LIN = Linear("parallel", "linear", sides="lower")
 _ALPHA_CROWN = ClimbStage("alpha-crown", Optimised("triangle", iterations=20, sides="lower"))
 _ZONOTOPE = ClimbStage("zonotope", Optimised("parallel", iterations=100, sides="lower"))
 
-IBP = BoundStage("ibp", Interval(), cheap=True)
+IBP = BoundStage("ibp", Interval(), cheap=True, rule="ibp")
 
 _LINEAR: tuple[Stage, ...] = (
     IBP,
-    BoundStage("crown-ibp", Intersect(_CROWN_IBP, Interval()), cheap=True),
-    BoundStage("crown", Intersect(_CROWN, Interval())),
+    BoundStage("crown-ibp", Intersect(_CROWN_IBP, Interval()), cheap=True, rule="crown-ibp"),
+    BoundStage("crown", Intersect(_CROWN, Interval()), rule="crown"),
 )
 
 VERIFIERS: dict[str, tuple[Stage, ...]] = {
     "none": (),
     "ibp": (IBP,),
-    "crown-ibp": (BoundStage("crown-ibp", _CROWN_IBP, cheap=True),),
-    "fast-lin": (BoundStage("fast-lin", _FAST_LIN),),
-    "crown": (BoundStage("crown", _CROWN),),
+    "crown-ibp": (BoundStage("crown-ibp", _CROWN_IBP, cheap=True, rule="crown-ibp"),),
+    "fast-lin": (BoundStage("fast-lin", _FAST_LIN, rule="fast-lin"),),
+    "crown": (BoundStage("crown", _CROWN, rule="crown"),),
     "zonotope": (_ZONOTOPE,),
     "alpha-crown": (_ALPHA_CROWN,),
     "linear": _LINEAR,

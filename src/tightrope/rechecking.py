@@ -1,0 +1,148 @@
+"""Rechecking certificates: the checker's word, and whether they are about the network and data they name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tightrope import checker
+from tightrope.data import as_source, load
+from tightrope.errors import InputError
+from tightrope.files import read_lines
+from tightrope.graph import recast, trace
+from tightrope.targets import load_target
+from tightrope.verify.certificates import UnknownError, export
+
+SAME = 1e-12  # by which share weights may differ that are computed anew: those with BatchNorm folded in
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """What a recheck found.
+
+    Args:
+        examples: how many verdicts there are.
+        accepted: how many of them were checked and hold, by status.
+        rejected: index (None: of all) and reason of each that does not.
+        without_certificate: how many robust verdicts there was nothing to check of.
+        compared: with what network and data the certificates were compared, or why they were not.
+    """
+
+    examples: int
+    accepted: dict[str, int]
+    rejected: tuple[dict[str, Any], ...]
+    without_certificate: int
+    compared: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        counts = {**self.accepted, "accepted": sum(self.accepted.values())}
+        return {**vars(self), **counts, "rejected": list(self.rejected), "compared": list(self.compared)}
+
+
+def recheck(path: Path | str) -> Recheck:
+    """Check the verdicts of `certify(..., certificates=True)` by a program that shares no code with it.
+
+    They are also compared with the network and the data that the file names, where these are found.
+
+    Args:
+        path: the file of verdicts; its certificates lie in the folder beside it.
+
+    Raises:
+        InputError: if it is no file of verdicts with certificates.
+    """
+    path = Path(path)
+    try:
+        report = checker.recheck(path)
+    except (ValueError, OSError) as error:
+        raise InputError(str(error)) from None
+    header, *records = map(json.loads, read_lines(path))
+    folder = path.parent / Path(header["certificates"]["folder"]).name
+    rejected, compared = list(report["rejected"]), list[str]()
+    left_out = {entry["index"] for entry in rejected}
+    accepted = {record["index"]: record for record in records if record["index"] not in left_out}
+    try:
+        compared.append(_compare_network(header, folder))
+    except checker.RejectedError as error:
+        accepted, rejected = {}, [{"index": None, "reason": str(error)}]
+    except InputError as error:
+        compared.append(f"checked against the network stored in the certificates; NOT compared: {error}")
+    try:
+        for index, reason in _compare_data(header, folder, list(accepted.values())):
+            rejected.append({"index": index, "reason": reason})
+            del accepted[index]
+        compared.append(f"the inputs and labels are those of {header['data']}")
+    except InputError as error:
+        compared.append(f"the inputs and labels were NOT compared with data: {error}")
+    bare = {i for i, record in accepted.items() if _is_bare(record)}
+    statuses = [record["status"] for i, record in accepted.items() if i not in bare]
+    counts = {status: statuses.count(status) for status in checker.STATUSES}
+    return Recheck(len(records), counts, tuple(rejected), len(bare), tuple(compared))
+
+
+def _is_bare(record: dict[str, Any]) -> bool:
+    return record["status"] == "robust" and record["certificate"]["proof"] is None
+
+
+def _compare_network(header: dict[str, Any], folder: Path) -> str:
+    """Compare the stored network with the one that the file of verdicts names.
+
+    Raises:
+        RejectedError: if they differ, or the stored one is damaged.
+        InputError: if there is no such network.
+    """
+    target = header.get("target")
+    if target is None:
+        raise InputError("the file does not say where the network is")
+    loaded = load_target(target, header["weights"] and Path(header["weights"]))
+    try:
+        content = checker.contents(folder / "network.safetensors", header["identity"]["certificates"])
+        stored, program = checker.unpack(content)
+        shape = tuple(program["nodes"][0]["shape"])
+        now = export(recast(trace(loaded.taking(shape), shape), torch.float64))
+    except UnknownError as error:
+        raise checker.RejectedError(
+            f"{target} has an operator that the checker does not know: {error}"
+        ) from None
+    except (OSError, ValueError, LookupError) as error:
+        raise checker.RejectedError(f"the stored network cannot be compared with {target}: {error}") from None
+    alike = now.nodes == program["nodes"] and now.tensors.keys() == stored.keys()
+    if not alike or not all(_same(stored[name], value) for name, value in now.tensors.items()):
+        raise checker.RejectedError(f"the stored network is not the one in {target}")
+    return f"the network is that of {target}"
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and bool(np.allclose(one, other, rtol=SAME, atol=0))
+
+
+def _compare_data(
+    header: dict[str, Any], folder: Path, records: list[dict[str, Any]]
+) -> Iterator[tuple[int, str]]:
+    """Index and reason for every example whose input or label is not that of the data set that is named.
+
+    Raises:
+        InputError: if there is no such data set.
+    """
+    if header.get("data") is None:
+        raise InputError("the file does not say which")
+    source = as_source(load(header["data"], download=False).test)
+    if source.identity() != header["identity"]["data"]:
+        raise InputError(f"{header['data']} here is another data set than the one that was certified")
+    for name, members in groupby(records, key=lambda record: str(record["certificate"]["file"])):
+        tensors, found = checker.unpack((folder / name).read_bytes())
+        row = {claim["index"]: k for k, claim in enumerate(found["claims"])}
+        chosen = [record for record in members if record["index"] < len(source)]
+        index = torch.tensor([record["index"] for record in chosen])
+        ((x, y, _),) = source.batches([index])
+        for record, image, label in zip(chosen, x.double().flatten(1).numpy(), y.tolist(), strict=True):
+            stored = tensors["x"][row[record["index"]]].ravel()
+            if label != record["label"] or not np.array_equal(stored.astype("f8"), image):
+                yield record["index"], f"its input or label is not that of {header['data']}"

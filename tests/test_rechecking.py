@@ -1,0 +1,151 @@
+"""`tr.recheck` and `tightrope recheck`: also against the network and the data that a file names."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+import tightrope as tr
+from tightrope import cli
+from tightrope.data import load
+from tightrope.errors import InputError
+from tightrope.targets import make_model
+
+from .verify.tampering import Files
+
+NETS = """
+from torch import nn
+def dense(): return nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+def conv():
+    return nn.Sequential(nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+def smooth(): return nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 2))
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with networks, weights and data, all at random."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(NETS)
+    torch.manual_seed(0)
+    for name in ("dense", "conv", "smooth"):
+        save_file(make_model(f"nets:{name}").state_dict(), tmp_path / f"{name}.safetensors")
+    random = np.random.default_rng(0)
+    x, y = random.random((20, 1, 2, 2), np.float32), random.integers(0, 2, 20)
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    yield tmp_path
+    sys.modules.pop("nets", None)
+
+
+def command(*arguments):
+    """Exit status, stdout and stderr."""
+    done = CliRunner().invoke(cli.cli, list(map(str, arguments)))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+def certified(name="dense", out="c.jsonl"):
+    weights = f"{name}.safetensors"
+    return command(
+        "certify", f"nets:{name}", "--weights", weights, "--data", "data.npz", "--eps", "0.02",
+        "--certificates", "--out", out,
+    )  # fmt: skip
+
+
+class TestWhatItIsComparedWith:
+    @pytest.mark.parametrize("name", ["dense", "conv"])
+    def test_the_network_and_the_data_that_the_file_names(self, here, name):
+        assert "certificates: c.certificates" in certified(name)[2]
+        result = tr.recheck("c.jsonl")
+        assert sum(result.accepted.values()) == result.examples == 20
+        assert result.rejected == ()
+        assert result.accepted["robust"] > 0
+        said = (f"the network is that of nets:{name}", "the inputs and labels are those of data.npz")
+        assert result.compared == said
+
+    def test_a_network_that_has_changed_is_not_the_one_that_was_certified(self, here):
+        certified()
+        weights = load_file("dense.safetensors")
+        weights["1.weight"][0, 0] += 1e-5
+        save_file(weights, "dense.safetensors")
+        result = tr.recheck("c.jsonl")
+        assert sum(result.accepted.values()) == 0
+        assert result.rejected == (
+            {"index": None, "reason": "the stored network is not the one in nets:dense"},
+        )
+
+    def test_a_network_of_another_kind_is_not_the_one_that_was_certified(self, here):
+        certified()
+        (here / "nets.py").write_text(NETS.replace("nn.ReLU()", "nn.Sigmoid()"))
+        sys.modules.pop("nets", None)
+        (rejected,) = tr.recheck("c.jsonl").rejected
+        assert "Sigmoid" in rejected["reason"]
+
+    def test_where_the_network_is_gone_it_says_so(self, here):
+        certified()
+        (here / "dense.safetensors").unlink()
+        result = tr.recheck("c.jsonl")
+        assert result.rejected == ()
+        assert "NOT compared: dense.safetensors is missing" in result.compared[0]
+
+    def test_where_the_data_are_others_it_says_so(self, here):
+        certified()
+        content = dict(np.load("data.npz"))
+        content["x_test"] = content["x_test"][::-1]
+        np.savez("data.npz", **content)
+        result = tr.recheck("c.jsonl")
+        assert result.rejected == ()
+        assert "NOT compared with data: data.npz here is another" in result.compared[1]
+
+    def test_an_input_that_is_not_the_data_sets_is_rejected(self, here):
+        certified()
+        files = Files.read(here / "c.jsonl")
+        record = next(record for record in files.records if record["status"] == "robust")
+        tensors, _, place = files.claim(record)
+        tensors["x"] = tensors["x"].copy()
+        tensors["x"][place] = np.nextafter(tensors["x"][place], np.float32(0.5))
+        files.write(here / "c.jsonl", sealed=True)
+        result = tr.recheck("c.jsonl")
+        reason = "its input or label is not that of data.npz"
+        assert result.rejected == ({"index": record["index"], "reason": reason},)
+        assert sum(result.accepted.values()) == 19
+
+    def test_a_file_from_python_names_neither(self, here):
+        net = make_model("nets:dense")
+        tr.certify(net, load("data.npz").test, tr.Box(0.02), out="c.jsonl", certificates=True, device="cpu")
+        result = tr.recheck(here / "c.jsonl")
+        assert sum(result.accepted.values()) == 20
+        assert [("NOT compared" in line) for line in result.compared] == [True, True]
+
+
+class TestCommand:
+    def test_exit_status_0_where_all_is_accepted(self, here):
+        certified()
+        status, out, err = command("recheck", "c.jsonl")
+        assert status == 0
+        assert "accepted 20 of 20" in out
+        assert "20 of 20 examples" in err
+
+    def test_exit_status_3_where_a_claim_fails(self, here):
+        certified()
+        files = Files.read(here / "c.jsonl")
+        next(r for r in files.records if r["status"] == "misclassified")["status"] = "robust"
+        files.write(here / "c.jsonl", sealed=False)
+        status, out, err = command("recheck", "c.jsonl", "--json")
+        assert status == 3
+        report = json.loads(out)
+        assert report["accepted"] == 19
+        assert "status: the certificate says 'misclassified'" in report["rejected"][0]["reason"]
+        assert "rejected: example" in err
+
+    def test_exit_status_2_where_there_is_nothing_to_check(self, here):
+        assert "none (the checker does not know Sigmoid)" in certified("smooth")[2]
+        for path in ("c.jsonl", "data.npz", "nothing.jsonl"):
+            with pytest.raises(InputError) as error:
+                command("recheck", path)
+            assert error.value.exit_code == 2
