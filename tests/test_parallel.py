@@ -101,6 +101,15 @@ class TestRequests:
                 each(abs, [], ray=address)
         assert not fake.initialised
 
+    def test_no_file_is_begun_where_there_are_no_workers(self, fake, tmp_path):
+        fake.refuses = ConnectionError("gone")
+        graph = random_net(0)
+        with pytest.raises(TightropeError, match="no Ray cluster"):
+            certify(
+                graph, labelled(graph, 2), Box(0.1), workers=Workers(ray="auto"), out=tmp_path / "a.jsonl"
+            )
+        assert not (tmp_path / "a.jsonl").exists()
+
     @pytest.mark.parametrize("error", [ConnectionError("gone"), SystemExit(15)])
     def test_a_cluster_that_ray_cannot_use(self, fake, error):
         fake.refuses = error

@@ -205,7 +205,10 @@ def _connected(address: str) -> Iterator[Any]:
     try:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (Exception, SystemExit) as error:  # Ray ends a program whose cluster does not answer
-        raise TightropeError(f"no Ray cluster could be used at {address!r}: {error}") from error
+        raise TightropeError(
+            f"no Ray cluster could be used at {address!r}: {error} (one that asks for a token takes "
+            "RAY_AUTH_MODE=token)"
+        ) from error
     try:
         if not _Cluster(ray).count:
             raise TightropeError(f"the Ray cluster at {address!r} has no processors: add machines to it")

@@ -216,12 +216,12 @@ def go_through(
         raise InputError(f"the number of examples must be positive, got {first}")
     known: dict[int, R] = {}
     keep_freed()
-    with _only_writer_of(out):
+    with _only_writer_of(out), workers.pool() as pool:  # a file is begun only where there are workers
         if out is not None:
             known = _start(out, kind, header, resume)
         total = min(first or len(examples), len(examples))
         open_ = torch.tensor([i for i in range(total) if i not in known], dtype=torch.int64)
-        with Progress(label, total, total - len(open_), unit="example") as progress, workers.pool() as pool:
+        with Progress(label, total, total - len(open_), unit="example") as progress:
             batches = examples.batches(open_.split(share(batch, len(open_), pool.count)))
             for records in pool.each(judge, batches):
                 known.update((record.index, record) for record in records)
