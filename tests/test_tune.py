@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from pathlib import Path
@@ -20,7 +23,7 @@ import pytest
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from tightrope.errors import InputError, RecipeError
+from tightrope.errors import InputError, RecipeError, TightropeError
 from tightrope.recipes import parse_recipe, read_recipe
 from tightrope.train import methods
 from tightrope.train.schedules import Ramp
@@ -29,6 +32,7 @@ from tightrope.tune import trial as trials_module
 from tightrope.tune.ranges import Between, OneOf, read_ranges, size
 from tightrope.tune.study import search
 from tightrope.tune.trial import CHECKS, Point, Trial, due, front, hopeless, read_trials, settled
+from tightrope.tune.workers import Workers
 
 from .test_cli import PROGRAM, assert_refused, blobs, lines_of, tightrope
 
@@ -228,7 +232,10 @@ def test_a_hopeless_trial_is_stopped_and_stays_off_the_front(here):
     assert (good.state, bad.state, bad.epochs) == ("finished", "pruned", 2)
     assert f"trial {good.number} was better in both at 50%" in bad.reason
     assert found.front == [good]
-    assert not (found.folder / "trials" / f"{bad.number:04d}" / "model.safetensors").exists()
+    folder = found.folder / "trials" / f"{bad.number:04d}"
+    assert not (folder / "model.safetensors").exists()
+    assert tightrope("train", "--resume", "--out", folder).code == 0  # it can go on
+    assert len(lines_of(folder / "metrics.jsonl")) == 4
 
 
 # ------------------------------------------------------------------------------------------- search
@@ -370,16 +377,34 @@ def test_ctrl_c_keeps_what_was_done_and_the_page_of_it(here, monkeypatch):
     assert len(read_trials(Path("out"))) == 5
 
 
-def test_several_jobs_share_the_trials_and_ctrl_c_stops_them_all(here):
-    command = ["tune", "recipe.toml", "--out", "out", "--trials", "4", "--jobs", "2", "--epochs", "400"]
-    process = subprocess.Popen([*PROGRAM, *command], stderr=subprocess.PIPE, text=True)
-    folders = [Path("out/trials/0000"), Path("out/trials/0001")]
+def begun(folders: list[Path], asked: threading.Event | None = None) -> bool:
+    """Wait until each run has finished an epoch; False if it takes too long, or nobody asks any more."""
     deadline = time.monotonic() + 240
-    while not all((one / "metrics.jsonl").exists() for one in folders) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=240)
-    assert (process.returncode, "Traceback" in err) == (130, False), err
+    while time.monotonic() < deadline and not (asked and asked.is_set()):
+        if all((one / "metrics.jsonl").exists() for one in folders):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_several_jobs_share_the_trials_and_ctrl_c_stops_them_all(here):
+    folders = [Path("out/trials/0000"), Path("out/trials/0001")]
+    over = threading.Event()
+
+    def interrupt() -> None:
+        if begun(folders, over):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    command = ("tune", "recipe.toml", "--out", "out", "--trials", 4, "--jobs", 2, "--epochs", 4000)
+    try:
+        outcome = tightrope(*command)
+    finally:
+        over.set()
+        thread.join()
+    assert outcome.code == 130
+    assert "--resume" in outcome.err
     before = [len(lines_of(one / "metrics.jsonl")) for one in folders]
     assert not any((one / "trial.json").exists() for one in folders)
     time.sleep(0.5)
@@ -390,9 +415,7 @@ def test_workers_of_a_search_that_was_killed_stop_and_their_trials_are_taken_up(
     command = ["tune", "recipe.toml", "--out", "out", "--trials", "2", "--epochs", "40"]
     process = subprocess.Popen([*PROGRAM, *command, "--jobs", "2"], stderr=subprocess.DEVNULL)
     folders = [Path("out/trials/0000"), Path("out/trials/0001")]
-    deadline = time.monotonic() + 240
-    while not all((one / "metrics.jsonl").exists() for one in folders) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    assert begun(folders)
     process.kill()
     process.wait()
     assert not Path("out/front.json").exists()
@@ -402,6 +425,35 @@ def test_workers_of_a_search_that_was_killed_stop_and_their_trials_are_taken_up(
     for one in folders:
         epochs = [record["epoch"] for record in lines_of(one / "metrics.jsonl")]
         assert epochs == list(range(1, len(epochs) + 1))
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("", "the process of trial 3 was killed or failed (exit status -9)"),
+        ("error: no space left to write x\n", "no space left to write x"),
+    ],
+)
+def test_a_worker_that_ends_without_a_result_stops_the_others_and_says_why(tmp_path, monkeypatch, log, said):
+    task = trials_module.Task(tmp_path, 3, {}, {})
+    task.folder.mkdir(parents=True)
+    (task.folder / "train.log").write_text(log)
+    asked: list[str] = []
+
+    def process(status: int | None) -> Any:
+        join, terminate = lambda: asked.append("join"), lambda: asked.append("terminate")
+        return SimpleNamespace(exitcode=status, join=join, terminate=terminate)
+
+    monkeypatch.setattr("tightrope.tune.workers.wait", lambda _sentinels: [7])
+
+    def search_with_two() -> None:
+        with Workers(2) as workers:
+            workers._running = {7: (task, process(-9)), 8: (task, process(None))}
+            workers.done()
+
+    with pytest.raises(TightropeError, match=re.escape(said)):
+        search_with_two()
+    assert asked == ["join", "terminate", "join"]
 
 
 # ------------------------------------------------------------------------------------------ refused

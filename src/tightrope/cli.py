@@ -820,7 +820,8 @@ def tune_command(
             resume=resume,
         )
     except KeyboardInterrupt:
-        _say_what_was_found(out, as_json)
+        if (out / "tune.json").exists():
+            _say_what_was_found(out, as_json)
         raise
     if not _say_what_was_found(out, as_json):
         raise TightropeError(

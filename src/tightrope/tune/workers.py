@@ -21,6 +21,9 @@ from tightrope.train import Interrupted
 from tightrope.tune.trial import Task, run
 
 INTERRUPTED = 130  # exit status, as of the command line
+_LATE = (
+    "torch._dynamo",
+)  # imported by the first optimiser step, for 1.6 s; passed over if there is no such module
 
 
 class Workers:
@@ -41,7 +44,7 @@ class Workers:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._context = multiprocessing.get_context(method)
         if jobs > 1 and method == "forkserver":
-            self._context.set_forkserver_preload([__name__])
+            self._context.set_forkserver_preload([__name__, *_LATE])
 
     def __enter__(self) -> Self:
         return self
