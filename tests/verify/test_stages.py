@@ -35,7 +35,7 @@ class Says:
 
 def prove(engine):
     x, y = torch.full((1, 3), 0.5, dtype=torch.float64), torch.tensor([0])
-    proved, margin, _ = BoundStage("test", engine)(trace(handmade().double(), (3,)), x, y, Box(0.1))
+    proved, margin, *_ = BoundStage("test", engine)(trace(handmade().double(), (3,)), x, y, Box(0.1))
     return proved.item(), margin.item()
 
 
@@ -85,7 +85,7 @@ class TestRounding:
 
     @pytest.mark.parametrize("verifier", [name for name, stages in VERIFIERS.items() if stages])
     def test_a_margin_that_is_positive_by_rounding_alone_proves_nothing(self, verifier):
-        proved, margin, _ = self.prove([0.6, 1.4], verifier)  # the true margin is -0.3 units
+        proved, margin, *_ = self.prove([0.6, 1.4], verifier)  # the true margin is -0.3 units
         assert margin.item() == 0.5 * 2.0**-9 > SLACK_ABSOLUTE
         assert not proved.item()
 
@@ -99,7 +99,7 @@ def test_what_intervals_prove_no_corner_and_no_attack_refutes(seed):
     x = torch.rand(200, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     y = graph.run(x)[0].argmax(1)
     region = Box(0.03)
-    proved, lower, _ = IBP(graph, x, y, region)
+    proved, lower, *_ = IBP(graph, x, y, region)
     assert 0 < proved.sum() < len(x)  # else this shows nothing
     low, high = region.corners(x)
     for corner in itertools.product((False, True), repeat=4):
