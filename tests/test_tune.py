@@ -110,6 +110,15 @@ def test_ranges_are_declared_by_the_keys_that_set_takes():
     }
 
 
+def test_the_ranges_in_the_repository_can_be_searched():
+    recipes = list((Path(__file__).parent.parent / "recipes").rglob("tune-*.toml"))
+    assert recipes
+    for path in recipes:
+        content = read_recipe(path)
+        plain = tomllib.loads(parse_recipe(content, str(path)).to_toml())
+        assert len(read_ranges(content["tune"], plain, str(path))) == len(content["tune"])
+
+
 def test_a_space_is_as_large_as_the_product_of_its_ranges():
     few, whole = OneOf((0.0, 0.5)), Between(low=3, high=5, whole=True)
     assert size({"a": few, "b": whole}) == 6
