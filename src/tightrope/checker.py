@@ -460,7 +460,12 @@ def recheck(path: Path) -> Json:
         folder, expected = path.parent / Path(about["folder"]).name, range(about["examples"])
         require(all(isinstance(record, dict) for record in records), "a line holds no verdict")
     except (RejectedError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} holds no certificates, or is damaged: {error!r}") from None
+        reason = (
+            error
+            if isinstance(error, RejectedError)
+            else f"damaged, or not from certify --certificates: {error!r}"
+        )
+        raise ValueError(f"{path} holds no certificates ({reason})") from None
     counts, rejected = dict.fromkeys((*STATUSES, "without_certificate"), 0), list[Json]()
     network, batches, seen = None, dict[tuple[Path, str], Batch](), set[int]()
     for done, record in enumerate(records):
