@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.verify.tampering import PLAIN, SEALED, Files, examples, is_rejected, store
+from tests.verify.tampering import PLAIN, SEALED, Files, NothingToChange, examples, is_rejected, store
 
 from tightrope import checker
 from tightrope.region import Box, L1Ball, L2Ball
@@ -48,7 +48,9 @@ def main() -> None:
             change = (PLAIN, SEALED)[number % 2]
             chosen = change[random.integers(len(change))]
             files = Files.read(originals[random.integers(len(originals))])
-            if chosen(files, random) is False:
+            try:
+                chosen(files, random)
+            except NothingToChange:
                 continue
             path = Path(folder) / "tampered.jsonl"
             files.write(path, sealed=chosen in SEALED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,3 +57,23 @@ def test_imports_run_one_way(path):
     for other in imported_parts(path):
         lower = RANK[other] < RANK[part]
         assert lower or other == part or (part, other) in SAME_ROW_ALLOWED, f"{part} imports {other}"
+
+
+def test_the_checker_shares_no_code_with_what_it_checks():
+    tree = ast.parse((SOURCE / "checker.py").read_text())
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {
+        "." * node.level + str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+    }
+    foreign = {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
+    assert foreign == {"numpy", "safetensors"}
+
+
+def test_the_checker_is_short_enough_to_be_read():
+    text = (SOURCE / "checker.py").read_text()
+    docs = set[int]()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            docs.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    lines = [line.strip() for number, line in enumerate(text.splitlines(), start=1) if number not in docs]
+    assert sum(bool(line) and not line.startswith("#") for line in lines) < 400

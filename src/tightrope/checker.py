@@ -24,7 +24,7 @@ FORMAT = "tightrope-certificate/1"
 UNIT = 2.0**-53  # unit roundoff
 FLOOR = 1e-7  # what a bound must exceed: far more than underflow can hide
 LOOSE = 1e-4  # by which share a stated margin may lie above the one that is found here
-ROWS, CELLS = 512, 64  # done at once, so as to need little memory
+ROWS, CELLS = 32, 64  # done at once: what a processor works on without waiting for its memory
 
 CLAIM = ("index", "label", "predicted", "status", "stage", "margin")
 STATUSES = ("robust", "falsified", "undecided", "misclassified")
@@ -74,23 +74,31 @@ class Network:
         self.sizes: list[Array] = [None if w is None else np.abs(w) for w in self.weight]
         self.bias, self.terms, self.part, count = [np.zeros(self.size[0])], [0], dict[int, slice](), 0
         for i, node in enumerate(self.nodes[1:], start=1):
-            op, size, weight = node["op"], self.size[i], self.weight[i]
-            require(all(0 <= j < i for j in node["inputs"]), "a node of the network reads what comes later")
-            same = all(self.size[j] == size for j in node["inputs"])
-            require(
-                op in ("dense", "conv") or (op in ("relu", "add", "scale") and same), f"a bad node: {node}"
-            )
-            require(op != "relu" or 0 <= node["left"] <= 1, "an activation has a slope outside [0, 1]")
+            size, weight = self.size[i], self.weight[i]
+            require(all(0 <= j < i for j in node["inputs"]) and self.is_known(i), f"a bad node: {node}")
             bias = tensors.get(f"{i}.bias", np.zeros(1))
             self.bias.append(np.broadcast_to(bias.repeat(size // bias.size), size))
             # Terms of the longest sum at the node, forwards and back, and of one over its values.
-            longest = (
-                0 if weight is None or op == "scale" else weight[0].size + weight.size // weight.shape[1]
-            )
+            sums = weight is not None and weight.ndim > 1
+            longest = weight[0].size + weight.size // weight.shape[1] if sums else 0
             self.terms.append(longest + size + len(self.nodes))
-            if op == "relu":
+            if node["op"] == "relu":
                 self.part[i] = slice(count, count := count + size)  # its neurons, among those of all
         self.neurons, self.end = count, len(self.nodes) - 1
+
+    def is_known(self, i: int) -> bool:
+        """Whether a node is as the other methods take it to be."""
+        node, size, weight = self.nodes[i], self.size[i], self.weight[i]
+        op, before = node["op"], [self.size[j] for j in node["inputs"]]
+        if op == "relu":
+            return before == [size] and bool(0 <= node["left"] <= 1)
+        if op == "add":
+            return before == [size, size] and node["sign"] in (1, -1)
+        if op == "scale":
+            return before == [size] and (weight is None or weight.shape == (size,))
+        if op == "dense":
+            return len(before) == 1 and weight.shape == (size, before[0])
+        return op == "conv" and weight.ndim == 4 and before == [np.prod(node["of"])]
 
     def affine(self, i: int, values: list[Array], absolute: bool = False) -> Array:
         """`W z`, or `|W| z`."""
@@ -452,7 +460,12 @@ def recheck(path: Path) -> Json:
         folder, expected = path.parent / Path(about["folder"]).name, range(about["examples"])
         require(all(isinstance(record, dict) for record in records), "a line holds no verdict")
     except (RejectedError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} holds no certificates, or is damaged: {error!r}") from None
+        reason = (
+            error
+            if isinstance(error, RejectedError)
+            else f"damaged, or not from certify --certificates: {error!r}"
+        )
+        raise ValueError(f"{path} holds no certificates ({reason})") from None
     counts, rejected = dict.fromkeys((*STATUSES, "without_certificate"), 0), list[Json]()
     network, batches, seen = None, dict[tuple[Path, str], Batch](), set[int]()
     for done, record in enumerate(records):
@@ -474,15 +487,19 @@ def recheck(path: Path) -> Json:
     reason = "it has no verdict: the file was cut off, or is not finished"
     missing = sorted(set(expected) - seen)
     rejected += [{"index": i, "reason": reason} for i in missing]
+    region = {key: identity.get(key) for key in ("eps", "norm", "domain")}
     accepted = sum(counts[status] for status in STATUSES)
-    return {"examples": len(records), "accepted": accepted, **counts, "rejected": rejected}
+    return {"examples": len(records), **region, "accepted": accepted, **counts, "rejected": rejected}
 
 
 def summary(report: Json) -> str:
     """What to tell a reader."""
     lines = [f"rejected: example {entry['index']}: {entry['reason']}" for entry in report["rejected"]]
     counts = ", ".join(f"{report[status]} {status}" for status in STATUSES)
-    lines.append(f"accepted {report['accepted']} of {report['examples']} ({counts}), rejected {len(lines)}")
+    where = "eps {eps} in l_{norm}, inputs in {domain}".format(**report)
+    lines.append(
+        f"{where}: accepted {report['accepted']} of {report['examples']} ({counts}), rejected {len(lines)}"
+    )
     if report["without_certificate"]:
         lines.append(f"NOT checked: {report['without_certificate']} robust verdicts without certificate")
     return "\n".join(lines)

@@ -33,6 +33,7 @@ class Recheck:
         rejected: index (None: of all) and reason of each that does not.
         without_certificate: how many robust verdicts there was nothing to check of.
         compared: with what network and data the certificates were compared, or why they were not.
+        region: eps, norm and domain, about which the verdicts are.
     """
 
     examples: int
@@ -40,11 +41,14 @@ class Recheck:
     rejected: tuple[dict[str, Any], ...]
     without_certificate: int
     compared: tuple[str, ...]
+    region: dict[str, Any]
 
     def summary(self) -> dict[str, Any]:
         """All of it as JSON values."""
         counts = {**self.accepted, "accepted": sum(self.accepted.values())}
-        return {**vars(self), **counts, "rejected": list(self.rejected), "compared": list(self.compared)}
+        lists = {"rejected": list(self.rejected), "compared": list(self.compared)}
+        facts = {"examples": self.examples, **self.region, "without_certificate": self.without_certificate}
+        return {**facts, **counts, **lists}
 
 
 def recheck(path: Path | str) -> Recheck:
@@ -84,7 +88,8 @@ def recheck(path: Path | str) -> Recheck:
     bare = {i for i, record in accepted.items() if _is_bare(record)}
     statuses = [record["status"] for i, record in accepted.items() if i not in bare]
     counts = {status: statuses.count(status) for status in checker.STATUSES}
-    return Recheck(len(records), counts, tuple(rejected), len(bare), tuple(compared))
+    region = {key: report[key] for key in ("eps", "norm", "domain")}
+    return Recheck(len(records), counts, tuple(rejected), len(bare), tuple(compared), region)
 
 
 def _is_bare(record: dict[str, Any]) -> bool:

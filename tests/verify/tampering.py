@@ -103,21 +103,29 @@ def pack(tensors: dict[str, np.ndarray], header: dict[str, Any]) -> bytes:
     return save(plain, {"header": json.dumps(header)})
 
 
-Change = Callable[[Files, np.random.Generator], bool | None]
+Change = Callable[[Files, np.random.Generator], None]
 
 
-def one(files: Files, random: np.random.Generator, *statuses: str) -> dict[str, Any] | None:
-    """A random record with one of these statuses, if there is one."""
+class NothingToChange(Exception):
+    """These files have nothing that could be changed in this way."""
+
+
+def one(files: Files, random: np.random.Generator, *statuses: str) -> dict[str, Any]:
+    """A random record with one of these statuses."""
     found = [record for record in files.records if not statuses or record["status"] in statuses]
-    return found[random.integers(len(found))] if found else None
+    if not found:
+        raise NothingToChange
+    return found[random.integers(len(found))]
 
 
-def with_cells(files: Files, random: np.random.Generator) -> tuple[dict[str, np.ndarray], str] | None:
+def with_cells(files: Files, random: np.random.Generator) -> tuple[dict[str, np.ndarray], str]:
     """The tensors, and the prefix of an example's, of a random example that was proved with stored slopes."""
     found = [
         (t, name.removesuffix("splits")) for t, _ in files.batches.values() for name in t if "splits" in name
     ]
-    return found[random.integers(len(found))] if found else None
+    if not found:
+        raise NothingToChange
+    return found[random.integers(len(found))]
 
 
 # ---------------------------------------------------------------- one file changed, and no hash with it
@@ -157,15 +165,14 @@ def a_shorter_certificate(files: Files, random: np.random.Generator) -> None:
     files.raw[name] = files.raw[name][: random.integers(len(files.raw[name]))]
 
 
-def another_certificate(files: Files, random: np.random.Generator) -> bool | None:
+def another_certificate(files: Files, random: np.random.Generator) -> None:
     names = {record["certificate"]["file"]: record["certificate"] for record in files.records}
     record = one(files, random)
     others = [value for name, value in names.items() if name != record["certificate"]["file"]]
     if not others:
-        return False
+        raise NothingToChange
     proof = record["certificate"]["proof"]
     record["certificate"] = {**others[random.integers(len(others))], "proof": proof}
-    return None
 
 
 def one_verdict_twice(files: Files, random: np.random.Generator) -> None:
@@ -183,83 +190,66 @@ def no_certificate(files: Files, random: np.random.Generator) -> None:
 # ------------------------------------------------- changed everywhere, and sealed with the right hashes
 
 
-def a_false_proof(files: Files, random: np.random.Generator) -> bool | None:
+def a_false_proof(files: Files, random: np.random.Generator) -> None:
     record = one(files, random, "falsified", "misclassified")
-    if record is None:
-        return False
     rule = str(random.choice(list(checker.RULES)))
     files.set(record, status="robust", predicted=record["label"], margin=1e-5, stage=rule)
     files.claim(record)[1]["proof"] = {"rule": rule}
     record["certificate"]["proof"] = rule
-    return None
 
 
-def another_answer(files: Files, random: np.random.Generator) -> bool | None:
+def another_answer(files: Files, random: np.random.Generator) -> None:
     record = one(files, random, "robust", "undecided", "falsified")
-    if record is None:
-        return False
     other = (record["label"] + 1) % files.network[1]["nodes"][-1]["shape"][0]
     files.set(record, label=other, predicted=other)
-    return None
 
 
-def a_larger_margin(files: Files, random: np.random.Generator) -> bool | None:
+def a_larger_margin(files: Files, random: np.random.Generator) -> None:
     record = one(files, random, "robust", "falsified", "misclassified")
-    if record is None:
-        return False
     files.set(record, margin=10 + 100 * abs(record["margin"]))
-    return None
 
 
-def an_input_of_another_class(files: Files, random: np.random.Generator) -> bool | None:
+def an_input_of_another_class(files: Files, random: np.random.Generator) -> None:
     record = one(files, random, "robust")
-    others = [r for r in files.records if record and r["predicted"] != record["label"]]
+    others = [r for r in files.records if r["predicted"] != record["label"]]
     if not others:
-        return False
+        raise NothingToChange
     tensors, _, place = files.claim(record)
     donor, _, other = files.claim(others[random.integers(len(others))])
     inputs = tensors["x"].copy()
     inputs[place] = donor["x"][other]
     tensors["x"] = inputs
-    return None
 
 
-def everything_as_region(files: Files, random: np.random.Generator) -> bool | None:
+def everything_as_region(files: Files, random: np.random.Generator) -> None:
     """So large a region that it holds inputs of several classes."""
-    if one(files, random, "robust") is None or len({r["predicted"] for r in files.records}) == 1:
-        return False
+    one(files, random, "robust")
+    if len({r["predicted"] for r in files.records}) == 1:
+        raise NothingToChange
     size = int(np.prod(files.network[1]["nodes"][0]["shape"]))
     for _, header in files.batches.values():
         header["eps"] = files.header["identity"]["eps"] = float(size)
-    return None
 
 
-def another_network(files: Files, random: np.random.Generator) -> bool | None:
-    if one(files, random, "robust") is None:
-        return False
+def another_network(files: Files, random: np.random.Generator) -> None:
+    one(files, random, "robust")
     tensors, header = files.network
     last = len(header["nodes"]) - 1
     for name in (f"{last}.weight", f"{last}.bias"):
         tensors[name] = -tensors[name]
-    return None
 
 
-def no_witness(files: Files, random: np.random.Generator) -> bool | None:
+def no_witness(files: Files, random: np.random.Generator) -> None:
     record = one(files, random, "falsified")
-    if record is None:
-        return False
     tensors, _, place = files.claim(record)
     inside = tensors["x"][place].astype("<f8")
     far = np.full_like(inside, 2.0)
     point = (inside, far)[random.integers(2)]
     record["witness"]["float64"] = base64.b64encode(point.tobytes()).decode()
-    return None
 
 
-def a_leaf_less(files: Files, random: np.random.Generator) -> bool | None:
+def a_leaf_less(files: Files, random: np.random.Generator) -> None:
     found = with_cells(files, random)
-    if found is None:
-        return False
     tensors, prefix = found
     splits = tensors[f"{prefix}splits"]
     place = random.choice(np.flatnonzero(splits < 0))
@@ -267,20 +257,16 @@ def a_leaf_less(files: Files, random: np.random.Generator) -> bool | None:
     if random.integers(2):
         number = int((splits[:place] < 0).sum())
         tensors[f"{prefix}slopes"] = np.delete(tensors[f"{prefix}slopes"], number, 0)
-    return None
 
 
-def cells_of_another_class(files: Files, random: np.random.Generator) -> bool | None:
+def cells_of_another_class(files: Files, random: np.random.Generator) -> None:
     found = with_cells(files, random)
-    if found is None:
-        return False
     tensors, prefix = found
     rivals = tensors[f"{prefix}rivals"].copy()
     index = int(prefix[:-1])
     (record,) = (r for r in files.records if r["index"] == index)
     rivals[random.integers(len(rivals))] = record["label"]
     tensors[f"{prefix}rivals"] = rivals
-    return None
 
 
 PLAIN: tuple[Change, ...] = (
