@@ -242,7 +242,9 @@ def test_a_dry_run_as_json(here):
 
 
 def test_a_budget_chooses_the_epochs(here, monkeypatch):
-    monkeypatch.setattr(cli, "predict_seconds", lambda _graph, _method, training, *_: 2.0 * training.epochs)
+    monkeypatch.setattr(
+        cli.train, "predict_seconds", lambda _graph, _method, training, *_: 2.0 * training.epochs
+    )
     outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--budget", "1m", "--dry-run", "--json")
     assert outcome.json()["recipe"]["training"]["epochs"] == 30
     assert outcome.json()["seconds"] == 60
@@ -497,7 +499,7 @@ def test_a_folder_that_cannot_be_written_is_named(here):
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
 def test_out_of_memory_says_what_to_lower(here, error):
-    with mock.patch.object(cli, "run_recipe", side_effect=error):
+    with mock.patch.object(cli.train, "run_recipe", side_effect=error):
         outcome = tightrope("train", "--data", "blobs.npz", *IBP)
     assert_refused(outcome, "out of memory", "training.batch", "--device cpu", code=1)
 

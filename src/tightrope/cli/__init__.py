@@ -1,0 +1,82 @@
+"""The command line: `tightrope --help`.
+
+Each file holds a family of commands: it reads their options, asks the Python interface, and prints.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import warnings
+from typing import NoReturn
+
+import click
+import torch
+
+from tightrope.cli.export import export_command
+from tightrope.cli.lists import list_command
+from tightrope.cli.report import compare_command, report_command
+from tightrope.cli.train import quickstart_command, train_command
+from tightrope.cli.tune import tune_command
+from tightrope.cli.verify import attack_command, certify_command, radius_command, recheck_command
+from tightrope.errors import TightropeError
+from tightrope.train import Interrupted
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="tightrope")
+def cli() -> None:
+    """Train neural networks that are provably robust, and prove it, input by input.
+
+    Start with `tightrope quickstart`.
+    """
+
+
+for command in (
+    train_command,
+    certify_command,
+    attack_command,
+    radius_command,
+    recheck_command,
+    export_command,
+    tune_command,
+    report_command,
+    compare_command,
+    list_command,
+    quickstart_command,
+):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; turns errors into one clear line and an exit status."""
+    warnings.showwarning = lambda message, *_args, **_kwargs: click.echo(f"warning: {message}", err=True)
+    try:
+        cli(prog_name="tightrope", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "tightrope"
+        _fail(f"{error.format_message()} (see {command} --help)", error.exit_code)
+    except (Interrupted, click.Abort, KeyboardInterrupt):
+        click.echo("interrupted: what was done is kept; go on with --resume", err=True)
+        sys.exit(130)
+    except TightropeError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        reason = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        _fail(f"{reason}; check the path, its permissions and the free space", 1 if _is_full(error) else 2)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate" not in str(error):
+            raise
+        _fail(f"out of memory; lower training.batch, or take --device cpu ({error})", 1)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(status)
+
+
+def _is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

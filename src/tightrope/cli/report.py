@@ -1,0 +1,48 @@
+"""`report` and `compare`: pages and tables on finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tightrope.cli.options import FILE, FOLDER, json_option
+from tightrope.cli.tables import cell, print_table
+from tightrope.files import to_json
+
+
+@click.command("report")
+@click.argument("runs", nargs=-1, required=True, type=FOLDER)
+@click.option("--out", type=FILE, help="HTML file.  [default: report.html in the first run folder]")
+def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write one self-contained HTML page on one or several RUNS."""
+    from tightrope.report import write_report  # matplotlib takes half a second to import
+
+    out = out or runs[0] / "report.html"
+    write_report(list(runs), out)
+    click.echo(f"report: {out}")
+
+
+@click.command("compare")
+@click.argument("runs", nargs=-1, required=True, type=FOLDER)
+@click.option("--out", type=FILE, help="HTML page with the table and a picture of it.")
+@json_option
+def compare_command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Put RUNS side by side: clean, attacked and certified accuracy, and cost where it is known.
+
+    A run folder has a line for each of its certify files; a results folder without any has one for the
+    means that it records.
+    """
+    from tightrope.report import compare, differences
+
+    rows = compare(list(runs), out)
+    columns = ("run", "method", "data", "eps", "verifier", "examples", "clean", "attacked", "certified")
+    table = [[*columns, "cost"]]
+    table += [[*(cell(row.facts[name], name) for name in columns), row.cost or "-"] for row in rows]
+    print_table(table, left=5, err=as_json)
+    if unlike := differences(rows):
+        click.echo(f"warning: {unlike}", err=True)
+    if out is not None:
+        click.echo(f"comparison: {out}", err=True)
+    if as_json:
+        click.echo(to_json({"runs": [row.facts for row in rows]}))
