@@ -1,12 +1,18 @@
 import base64
 import json
+import re
+import types
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from markupsafe import Markup, escape
+
+from tightrope.report import write_report
 
 
 def verdict(index: int, status: str, **changes: Any) -> dict[str, Any]:
@@ -123,3 +129,67 @@ def make_run(tmp_path: Path) -> MakeRun:
         return folder
 
     return make
+
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """A page taken apart: its text, its elements, and whether every element is closed in turn."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.source, self.open, self.elements, self.words = source, [], [], []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture
+def report(tmp_path):
+    def report(*runs):
+        write_report(runs, tmp_path / "out" / "report.html")
+        return Page((tmp_path / "out" / "report.html").read_text())
+
+    return report
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    """A data set of ten grey 4 x 4 images, all of class 7, in place of the real ones."""
+
+    class Test:
+        y = torch.full((10,), 7)
+        shape = (1, 4, 4)
+
+        def __len__(self):
+            return 10
+
+        def images(self, index):
+            return torch.full((len(index), *self.shape), 0.5)
+
+    data = types.SimpleNamespace(test=Test(), class_names=tuple("0123456789"))
+    monkeypatch.setattr("tightrope.report.examples.load_data", lambda name, root=None, download=True: data)
+    return data

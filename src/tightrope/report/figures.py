@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
@@ -76,6 +77,15 @@ _WIDTH = 9.0  # inches; at the page's 900 px a point of text is 1.4 px
 _BARS = 48
 
 SHARE = "effective share of "  # how the notes on weighted losses begin; the loss's name follows
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with a title, and words on how to read it."""
+
+    title: str
+    svg: Markup
+    words: str
 
 
 def accuracies(runs: Mapping[str, Sequence[Epoch]], key: str, alt: str) -> Markup:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tightrope.report import figures
-from tightrope.report.page import Plot, eps_text, render
-from tightrope.report.text import commit_text, date_text, duration_text
+from tightrope.report.figures import Plot
+from tightrope.report.page import render
+from tightrope.report.text import commit_text, date_text, duration_text, eps_text
 from tightrope.tune import Found, Trial
 
 
