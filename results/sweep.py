@@ -2,6 +2,7 @@
 
     python results/sweep.py train FOLDER [NAME ...]    one run folder per row of ROWS; finished ones stay
     python results/sweep.py certify FOLDER [NAME ...]  the cascade on the first 1,000 test images of each run
+    python results/sweep.py table FOLDER               results/sweep.json, of the runs that are certified
 
 The budget is the time of PLAIN_EPOCHS epochs of plain cross-entropy training: a method whose step costs
 seven plain steps gets a seventh of the epochs. Network, batch, optimiser and learning rates are the same for
@@ -10,18 +11,23 @@ all, and what a row does not name is the method's default.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from tightrope.api import find_device, prepare, resolve
 from tightrope.data import as_source, load
+from tightrope.files import read_json, to_json, write_atomically
 from tightrope.models import build
 from tightrope.recipes import override, parse_recipe
 from tightrope.train.predict import predict_seconds
+from tightrope.verify import read_verdicts, summarise
 
 PLAIN_EPOCHS = 36
+EXAMPLES = 1000  # the first of the test set
 TIME_LIMIT = 1.0  # seconds per image and stage of the cascade
 COMMON: dict[str, Any] = {
     "data": "mnist",
@@ -96,7 +102,45 @@ def certify(folder: Path, name: str) -> None:
     """Certify one run; what is certified already is kept."""
     file = folder / name / "certify-cascade-inf-0.1.jsonl"
     resume = ["--resume"] if file.exists() else []
-    command("certify", folder / name, "--first", "1000", "--time-limit", str(TIME_LIMIT), *resume)
+    command("certify", folder / name, "--first", EXAMPLES, "--time-limit", TIME_LIMIT, *resume)
+
+
+def table(folder: Path) -> None:
+    """Write what the runs of a folder reached, the best certified one first."""
+    rows = []
+    for file in folder.glob("*/certify-cascade-inf-0.1.jsonl"):
+        header, verdicts = read_verdicts(file)
+        summary, made = summarise(verdicts), read_json(file.parent / "environment.json")
+        if summary["examples"] < EXAMPLES:
+            continue
+        name, recipe = file.parent.name, tomllib.loads((file.parent / "recipe.toml").read_text())
+        ratio = re.match(r"# a step costs ([\d.]+) plain", (folder / f"{name}.toml").read_text())
+        rows.append(
+            {
+                "name": name,
+                "epochs": recipe["training"]["epochs"],
+                "plain_steps_per_step": float(ratio[1]) if ratio else None,
+                **{key: summary[key] for key in ("clean_correct", "robust", "falsified", "undecided")},
+                "by_ibp": sum(v.status == "robust" and v.stage == "ibp" for v in verdicts),
+                "recipe": recipe,
+                "trained": {key: made[key] for key in ("commit", "date")},
+                "certified": {key: header["environment"][key] for key in ("commit", "date")},
+                "machine": made["machine"],
+            }
+        )
+    rows.sort(key=lambda row: -row["robust"])
+    content = {
+        "format": "tightrope-sweep/1",
+        "train": "python results/sweep.py train FOLDER",
+        "certify": "python results/sweep.py certify FOLDER",
+        "plain_epochs": PLAIN_EPOCHS,
+        "model": COMMON["model"],
+        "eps": COMMON["test_eps"],
+        "examples": EXAMPLES,
+        "time_limit": TIME_LIMIT,
+        "rows": rows,
+    }
+    write_atomically(Path(__file__).parent / "sweep.json", to_json(content, indent=2) + "\n")
 
 
 def command(*arguments: object) -> None:
@@ -105,9 +149,14 @@ def command(*arguments: object) -> None:
 
 
 if __name__ == "__main__":
-    what, into, names = {"train": train, "certify": certify}[sys.argv[1]], Path(sys.argv[2]), sys.argv[3:]
+    what, into, names = sys.argv[1], Path(sys.argv[2]), sys.argv[3:] or list(ROWS)
+    if what == "table":
+        table(into)
+        sys.exit()
     into.mkdir(parents=True, exist_ok=True)
-    for each in names or ROWS:
-        if what is train and (into / each / "model.safetensors").exists():
-            continue
-        what(into, each)
+    for each in names:
+        trained = (into / each / "model.safetensors").exists()
+        if what == "train" and not trained:
+            train(into, each)
+        elif what == "certify" and trained:
+            certify(into, each)

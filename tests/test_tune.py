@@ -26,7 +26,7 @@ from markupsafe import Markup
 from tightrope.errors import InputError, RecipeError, TightropeError
 from tightrope.recipes import parse_recipe, read_recipe
 from tightrope.train import methods
-from tightrope.train.schedules import Ramp
+from tightrope.train.schedules import Course, Ramp
 from tightrope.tune import study
 from tightrope.tune import trial as trials_module
 from tightrope.tune.ranges import Between, OneOf, read_ranges, size
@@ -209,7 +209,7 @@ def test_a_trial_is_compared_after_its_ramps_alone_and_never_after_its_last_epoc
 
 
 def test_a_method_is_settled_when_neither_eps_nor_a_weight_moves():
-    course = methods.Course(begin=0.1, finish=0.6)
+    course = Course(begin=0.1, finish=0.6)
     assert settled(methods.METHODS["ibp"](eps=0.3, ramp=course)) == 0.6
     assert settled(methods.METHODS["pgd"](eps=Ramp(end=0.3, begin=0.0, finish=0.3))) == 0.3
     assert settled(methods.METHODS["colt"](eps=0.1)) == float("inf")
