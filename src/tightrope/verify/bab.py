@@ -19,7 +19,6 @@ from torch import Tensor
 from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds, Interval, Linear, Optimised, Problem
 from tightrope.bounds.alpha import Frame, at_once, climb, part_of
-from tightrope.bounds.patches import of_examples
 from tightrope.errors import InputError
 from tightrope.graph import Graph
 from tightrope.graph.ops import LeakyReLU, ReLU
@@ -241,7 +240,7 @@ class _Search:
         return Frame.over(
             self.graph,
             self.x[cells.example],
-            of_examples(self.region, cells.example),
+            self.region.at(cells.example),
             {i: (of(lower), of(upper)) for i, of in parts.items()},
             "triangle",
             places,

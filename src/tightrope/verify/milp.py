@@ -16,7 +16,6 @@ from torch import Tensor
 
 from tightrope.bounds import Linear, Problem
 from tightrope.bounds.linear import lower_bound, relax_all
-from tightrope.bounds.patches import of_examples
 from tightrope.graph import Graph
 from tightrope.region import Region
 from tightrope.spec import Spec
@@ -165,7 +164,7 @@ class Milp:
         for i in range(len(x)):
             now, one = time.perf_counter(), torch.tensor([i])
             until = now + (end - now) / (len(x) - i)
-            robust, margin, point = self._look(graph, layers, x[one], y[one], of_examples(region, one), until)
+            robust, margin, point = self._look(graph, layers, x[one], y[one], region.at(one), until)
             proved.append(robust)
             margins.append(margin)
             if point is not None:
