@@ -119,15 +119,13 @@ class TestVerdicts:
             name: str = "pointing"
             cheap: bool = False
 
-            def __call__(self, graph, x, y, region, limit):
+            def __call__(self, problem, y, limit):
                 limits.append(limit)
-                worst = graph_minimiser(graph, x, y, region)
+                x, attack = problem.x, Pgd(steps=20, step=0.2, loss="margin")
+                worst = attack(problem.graph, x, y, problem.region, torch.Generator())
                 nowhere = torch.full_like(worst, torch.nan)
                 point = torch.where(torch.arange(len(x)).view(-1, 1) % 2 == 0, nowhere, worst + 5.0)
                 return Finding(torch.zeros_like(y, dtype=torch.bool), x.new_zeros(len(x)), point)
-
-        def graph_minimiser(graph, x, y, region):
-            return Pgd(steps=20, step=0.2, loss="margin")(graph, x, y, region, torch.Generator())
 
         monkeypatch.setitem(VERIFIERS, "test", (Pointing(),))
         result = certify(graph, examples, Box(0.1), verifier="test", attack=None, time_limit=7.0)
@@ -147,8 +145,9 @@ class TestVerdicts:
             name: str = "contradiction"
             cheap: bool = False
 
-            def __call__(self, graph, x, y, region, limit):
-                point = Pgd(steps=20, step=0.2, loss="margin")(graph, x, y, region, torch.Generator())
+            def __call__(self, problem, y, limit):
+                x, attack = problem.x, Pgd(steps=20, step=0.2, loss="margin")
+                point = attack(problem.graph, x, y, problem.region, torch.Generator())
                 return Finding(torch.ones_like(y, dtype=torch.bool), x.new_ones(len(x)), point)
 
         monkeypatch.setitem(VERIFIERS, "test", (Contradiction(),))

@@ -16,6 +16,7 @@ from tightrope.verify.stages import LARGEST, SLACK_ABSOLUTE, answer, attack_stag
 from tightrope.verify.verifiers import IBP, find_verifier
 
 from .conftest import handmade, random_net
+from .referee import ask
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Says:
 
 def prove(engine):
     x, y = torch.full((1, 3), 0.5, dtype=torch.float64), torch.tensor([0])
-    proved, margin, *_ = BoundStage("test", engine)(trace(handmade().double(), (3,)), x, y, Box(0.1))
+    proved, margin, *_ = ask(BoundStage("test", engine), trace(handmade().double(), (3,)), x, y, Box(0.1))
     return proved.item(), margin.item()
 
 
@@ -81,7 +82,7 @@ class TestRounding:
         net[2].weight.copy_(torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
         net[2].bias.copy_(torch.tensor([0.5, 0.0]) * unit)
         graph, x = trace(net.eval(), (2,)), torch.tensor([x], dtype=torch.float64) * unit
-        return VERIFIERS[verifier][-1](graph, x, torch.tensor([0]), Box(0.0))
+        return ask(VERIFIERS[verifier][-1], graph, x, torch.tensor([0]), Box(0.0))
 
     @pytest.mark.parametrize("verifier", [name for name, stages in VERIFIERS.items() if stages])
     def test_a_margin_that_is_positive_by_rounding_alone_proves_nothing(self, verifier):
@@ -99,7 +100,7 @@ def test_what_intervals_prove_no_corner_and_no_attack_refutes(seed):
     x = torch.rand(200, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     y = graph.run(x)[0].argmax(1)
     region = Box(0.03)
-    proved, lower, *_ = IBP(graph, x, y, region)
+    proved, lower, *_ = ask(IBP, graph, x, y, region)
     assert 0 < proved.sum() < len(x)  # else this shows nothing
     low, high = region.corners(x)
     for corner in itertools.product((False, True), repeat=4):
@@ -206,7 +207,7 @@ class TestClimb:
         more = 0
         for seed in range(3):
             problem = (*self.some(seed), Box(0.12))
-            ours, theirs = (find_verifier(n)[0](*problem) for n in (name, weaker))
+            ours, theirs = (ask(find_verifier(n)[0], *problem) for n in (name, weaker))
             assert (ours.proved >= theirs.proved).all()
             assert (ours.margin >= theirs.margin - 1e-12).all()
             more += int((ours.proved > theirs.proved).sum())
@@ -215,7 +216,7 @@ class TestClimb:
     @pytest.mark.parametrize("name", ["alpha-crown", "zonotope"])
     def test_what_they_prove_no_attack_refutes(self, name):
         graph, x, y = self.some()
-        found = find_verifier(name)[0](graph, x, y, Box(0.1))
+        found = ask(find_verifier(name)[0], graph, x, y, Box(0.1))
         attack = Pgd(steps=30, step=0.2, restarts=3, loss="margin")
         point = attack(graph, x, y, Box(0.1), torch.Generator().manual_seed(0))
         margin = answer(graph, point, y).margin
@@ -225,13 +226,14 @@ class TestClimb:
 
     def test_without_time_it_is_where_it_begins(self):
         problem = (*self.some(), Box(0.12))
-        brief, crown = find_verifier("alpha-crown")[0](*problem, 1e-9), find_verifier("crown")[0](*problem)
+        (climbing,), (begin,) = map(find_verifier, ("alpha-crown", "crown"))
+        brief, crown = ask(climbing, *problem, limit=1e-9), ask(begin, *problem)
         assert (brief.margin >= crown.margin - 1e-12).all()
-        assert brief.margin.sum() < find_verifier("alpha-crown")[0](*problem).margin.sum()
+        assert brief.margin.sum() < ask(climbing, *problem).margin.sum()
 
     @pytest.mark.parametrize("name", ["alpha-crown", "zonotope"])
     def test_what_is_not_finite_proves_nothing(self, name):
         graph, x, y = self.some(count=3)
         graph.module[0].weight.mul_(1e200)
         graph.module[2].weight.mul_(1e200)
-        assert not find_verifier(name)[0](graph, x, y, Box(0.1)).proved.any()
+        assert not ask(find_verifier(name)[0], graph, x, y, Box(0.1)).proved.any()
