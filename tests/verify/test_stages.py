@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Estimate
+from tightrope.bounds import Bounds, Estimate, Problem
 from tightrope.errors import InputError, TightropeError
 from tightrope.graph import recast, trace
 from tightrope.region import Box, L1Ball, L2Ball
+from tightrope.spec import Spec
 from tightrope.verify import VERIFIERS, BoundStage
 from tightrope.verify.stages import LARGEST, SLACK_ABSOLUTE, answer, attack_stage
 from tightrope.verify.verifiers import IBP, find_verifier
@@ -191,6 +192,23 @@ def test_a_verifier_that_there_is_not():
 def test_every_verifier_is_made_of_stages_with_names_of_their_own():
     for stages in VERIFIERS.values():
         assert len({stage.name for stage in stages}) == len(stages)
+
+
+def test_cheap_stages_come_first_so_that_all_of_them_see_what_was_falsified():
+    for stages in VERIFIERS.values():
+        cheap = [stage.cheap for stage in stages]
+        assert cheap == sorted(cheap, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["alpha-crown", "zonotope", "complete"])
+def test_a_stage_that_ran_out_of_time_leaves_nothing_unfinished_behind(name):
+    graph, x, y = TestClimb.some()
+    known = Problem(graph, x, Box(0.12), Spec.margins(y, 3, x))
+    (stage,) = VERIFIERS[name]
+    brief, patient, afresh = stage(known, y, 1e-9), stage(known, y), ask(stage, graph, x, y, Box(0.12))
+    assert brief.proved.sum() < patient.proved.sum()
+    assert torch.equal(patient.proved, afresh.proved)
+    assert torch.equal(patient.margin, afresh.margin)
 
 
 class TestClimb:
