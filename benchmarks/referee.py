@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.verify.referee import case, smallest_margin
+from tests.verify.referee import ask, case, smallest_margin
 
 from tightrope.region import Box, L1Ball
 from tightrope.verify.bab import BranchAndBound
@@ -44,7 +44,7 @@ def main() -> None:
         exact = smallest_margin(asked)
         seconds["referee"] += time.perf_counter() - began
         began = time.perf_counter()
-        found = SEARCHES[seed % 2](asked.graph, asked.x, asked.y, asked.region)
+        found = ask(SEARCHES[seed % 2], asked.graph, asked.x, asked.y, asked.region)
         seconds["search"] += time.perf_counter() - began
         assert found.point is not None
         refuted = not bool(found.point.isnan().any())

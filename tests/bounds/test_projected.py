@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_type_hints
 
 import pytest
@@ -156,9 +157,10 @@ class TestGuarantee:
     def test_a_verifier_refuses_it(self):
         asked = problem(Box(1e-6))
         y = asked.graph.run(asked.x)[0].argmax(1)
-        assert BoundStage("exact", Forward())(asked.graph, asked.x, y, asked.region).proved.all()
+        asked = replace(asked, spec=Spec.margins(y, CLASSES, asked.x))
+        assert BoundStage("exact", Forward())(asked, y).proved.all()
         with pytest.raises(TightropeError, match="projected yields estimates, which prove nothing"):
-            BoundStage("projected", Projected())(asked.graph, asked.x, y, asked.region)
+            BoundStage("projected", Projected())(asked, y)
 
     def test_its_type_is_not_what_a_verifier_asks_for(self):
         """What mypy goes by: a stage takes an `Engine`, which promises `Bounds`, and this promises less."""

@@ -15,9 +15,12 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
+from tightrope.bounds import Problem
 from tightrope.graph import Graph, trace
 from tightrope.graph.ops import Affine, LeakyReLU
 from tightrope.region import Box, L1Ball, Region
+from tightrope.spec import Spec
+from tightrope.verify import Finding, Stage
 
 Array = np.ndarray
 
@@ -46,6 +49,11 @@ class Polytope:
     def least(self, row: Array, offset: float) -> float:
         """A lower bound of the minimum, by the box alone."""
         return float(np.where(row > 0, row * self.lower, row * self.upper).sum() + offset)
+
+
+def ask(stage: Stage, graph: Graph, x: Tensor, y: Tensor, region: Region, limit: float = math.inf) -> Finding:
+    """What a stage finds out where nothing is known yet."""
+    return stage(Problem(graph, x, region, Spec.margins(y, graph.classes, x)), y, limit)
 
 
 def polytope(x: Tensor, region: Region) -> Polytope:

@@ -18,7 +18,7 @@ from tightrope.verify.stages import LARGEST, answer
 from tightrope.verify.verifiers import find_verifier
 
 from .conftest import random_net
-from .referee import case, smallest_margin
+from .referee import ask, case, smallest_margin
 
 # Without gradient steps it has to split down to single patterns.
 SEARCHES = {"usual": BranchAndBound(), "blunt": BranchAndBound(iterations=0, first=0, candidates=1)}
@@ -47,7 +47,7 @@ def test_it_agrees_with_the_enumeration_of_all_activation_patterns(seed):
     asked = case(seed, L1Ball if seed % 4 > 1 else Box)
     graph, x, y, region = asked.graph, asked.x, asked.y, asked.region
     exact = smallest_margin(asked)
-    found = list(SEARCHES.values())[seed % 2](graph, x, y, region)
+    found = ask(list(SEARCHES.values())[seed % 2], graph, x, y, region)
     assert verdicts(found) == ["robust" if exact > 0 else "falsified"]
     if exact > 0:
         assert found.margin.item() <= exact + 1e-9
@@ -63,7 +63,7 @@ def test_it_decides_every_example_and_no_attack_refutes_a_proof(norm, search):
     for seed in (0, 4):
         graph, x, y, _ = examples(seed, 5, 0.1)
         region = REGIONS[norm]({"inf": 0.1, "2": 0.2, "1": 0.3}[norm])
-        found = search(graph, x, y, region)
+        found = ask(search, graph, x, y, region)
         seen |= set(verdicts(found))
         attack = Pgd(steps=30, step=0.2, restarts=3, loss="margin")
         point = attack(graph, x, y, region, torch.Generator().manual_seed(0))
@@ -77,7 +77,7 @@ def test_it_decides_every_example_and_no_attack_refutes_a_proof(norm, search):
 
 def test_no_corner_refutes_a_proof():
     graph, x, y, region = examples(0, 10, 0.1)
-    found = BranchAndBound()(graph, x, y, region)
+    found = ask(BranchAndBound(), graph, x, y, region)
     assert 0 < found.proved.sum() < len(x)
     for corner in itertools.product((False, True), repeat=4):
         point = torch.where(torch.tensor(corner), *region.corners(x))
@@ -88,7 +88,7 @@ def test_it_proves_what_alpha_crown_proves_and_more():
     more = 0
     for seed in (0, 4):
         problem = examples(seed, 10, 0.12)
-        ours, theirs = BranchAndBound()(*problem), find_verifier("alpha-crown")[0](*problem)
+        ours, theirs = ask(BranchAndBound(), *problem), ask(find_verifier("alpha-crown")[0], *problem)
         assert (ours.proved >= theirs.proved).all()
         more += int((ours.proved > theirs.proved).sum())
     assert more
@@ -98,24 +98,24 @@ def test_it_proves_what_alpha_crown_proves_and_more():
 def test_verdicts_do_not_depend_on_the_batch_and_each_example_has_its_own_eps(search):
     graph, x, y, _ = examples(0, 10, 0.1)
     eps = torch.linspace(0, 0.2, 10, dtype=torch.float64)
-    together = search(graph, x, y, Box(eps))
-    alone = [search(graph, x[i : i + 1], y[i : i + 1], Box(float(eps[i]))) for i in range(10)]
+    together = ask(search, graph, x, y, Box(eps))
+    alone = [ask(search, graph, x[i : i + 1], y[i : i + 1], Box(float(eps[i]))) for i in range(10)]
     assert verdicts(together) == [verdicts(one)[0] for one in alone]
     some = torch.tensor([7, 2, 5])
-    assert verdicts(search(graph, x[some], y[some], Box(eps[some]))) == [
+    assert verdicts(ask(search, graph, x[some], y[some], Box(eps[some]))) == [
         verdicts(together)[i] for i in some.tolist()
     ]
 
 
 def test_lots_of_cells_change_no_verdict(monkeypatch):
     problem = examples(0, 10, 0.1)
-    whole = verdicts(BranchAndBound()(*problem))
+    whole = verdicts(ask(BranchAndBound(), *problem))
     monkeypatch.setattr("tightrope.verify.bab.at_once", lambda *_: 3)
-    assert verdicts(BranchAndBound()(*problem)) == whole
+    assert verdicts(ask(BranchAndBound(), *problem)) == whole
 
 
 def test_without_time_nothing_is_decided():
-    found = BranchAndBound()(*examples(0, 20, 0.05), limit=1e-9)
+    found = ask(BranchAndBound(), *examples(0, 20, 0.05), limit=1e-9)
     assert verdicts(found) == ["undecided"] * 20
 
 
@@ -123,18 +123,18 @@ def test_without_time_nothing_is_decided():
 def test_when_time_is_over_what_is_open_is_undecided(moments, monkeypatch):
     """A clock that moves by a second each time it is read."""
     problem = examples(0, 10, 0.1)
-    final = verdicts(SEARCHES["blunt"](*problem))
+    final = verdicts(ask(SEARCHES["blunt"], *problem))
     clock = itertools.count()
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
-    found = verdicts(SEARCHES["blunt"](*problem, limit=moments / 10))
+    found = verdicts(ask(SEARCHES["blunt"], *problem, limit=moments / 10))
     assert all(mine in (true, "undecided") for mine, true in zip(found, final, strict=True))
     assert "undecided" in found
 
 
 def test_when_memory_is_over_examples_are_given_up():
     problem = examples(0, 10, 0.1)
-    final = verdicts(BranchAndBound()(*problem))
-    found = verdicts(BranchAndBound(iterations=0, first=0, candidates=1, most=2)(*problem))
+    final = verdicts(ask(BranchAndBound(), *problem))
+    found = verdicts(ask(BranchAndBound(iterations=0, first=0, candidates=1, most=2), *problem))
     assert all(mine in (true, "undecided") for mine, true in zip(found, final, strict=True))
     assert "undecided" in found
 
@@ -143,15 +143,15 @@ def test_other_activations_are_refused_with_what_to_do():
     graph = recast(random_net(0, layer=nn.Tanh), torch.float64)
     x = torch.full((1, 4), 0.5, dtype=torch.float64)
     with pytest.raises(InputError, match="this network has Tanh: use the verifier alpha-crown"):
-        BranchAndBound()(graph, x, torch.tensor([0]), Box(0.1))
+        ask(BranchAndBound(), graph, x, torch.tensor([0]), Box(0.1))
 
 
 def test_in_the_cascade_other_activations_are_only_bounded():
     graph = recast(random_net(0, layer=nn.Tanh), torch.float64)
     x = torch.rand(10, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = graph.run(x)[0].argmax(1)
-    ours = find_verifier("cascade")[-1](graph, x, y, Box(0.05))
-    theirs = find_verifier("alpha-crown")[0](graph, x, y, Box(0.05))
+    ours = ask(find_verifier("cascade")[-1], graph, x, y, Box(0.05))
+    theirs = ask(find_verifier("alpha-crown")[0], graph, x, y, Box(0.05))
     assert torch.equal(ours.proved, theirs.proved)
     assert 0 < ours.proved.sum() < 10
 
@@ -165,7 +165,7 @@ def test_what_is_not_finite_proves_nothing():
     graph, x, y, region = examples(0, 3, 0.05)
     for layer in (0, 2):
         graph.module[layer].weight.mul_(1e200)
-    assert not BranchAndBound()(graph, x, y, region, limit=1.0).proved.any()
+    assert not ask(BranchAndBound(), graph, x, y, region, limit=1.0).proved.any()
 
 
 def test_a_network_without_unstable_neurons_is_decided_at_once():
@@ -178,15 +178,15 @@ def test_a_network_without_unstable_neurons_is_decided_at_once():
     net[1].weight.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
     net[1].bias.copy_(torch.tensor([0.1, 0.0]))
     y = torch.tensor([0])
-    assert not find_verifier("alpha-crown")[0](graph, x, y, L2Ball(0.5)).proved.item()
-    assert verdicts(BranchAndBound()(graph, x, y, L2Ball(0.5))) == ["robust"]
-    assert verdicts(BranchAndBound()(graph, x, y, L2Ball(0.5, domain=None))) == ["falsified"]
+    assert not ask(find_verifier("alpha-crown")[0], graph, x, y, L2Ball(0.5)).proved.item()
+    assert verdicts(ask(BranchAndBound(), graph, x, y, L2Ball(0.5))) == ["robust"]
+    assert verdicts(ask(BranchAndBound(), graph, x, y, L2Ball(0.5, domain=None))) == ["falsified"]
 
 
 def test_an_example_without_rivals_is_robust():
     graph = trace(nn.Linear(2, 1).double().requires_grad_(False), (2,))
-    found = BranchAndBound()(
-        graph, torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0]), Box(0.1), math.inf
+    found = ask(
+        BranchAndBound(), graph, torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0]), Box(0.1), math.inf
     )
     assert verdicts(found) == ["robust"]
     assert found.margin.item() == LARGEST

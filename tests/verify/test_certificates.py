@@ -14,7 +14,7 @@ from tightrope.graph import trace
 from tightrope.region import Box, L1Ball, L2Ball
 from tightrope.verify import VERIFIERS, BoundStage, certify, read_verdicts
 from tightrope.verify.proof import Leaf, Proof
-from tightrope.verify.verifiers import _CROWN
+from tightrope.verify.stages import CROWN
 
 from .conftest import POINTS, labelled, random_net
 from .referee import case, smallest_margin
@@ -85,7 +85,7 @@ class TestProofs:
         assert f"NOT checked: {robust} robust" in checker.summary(report)
 
     def test_what_the_checker_cannot_repeat_has_none(self, graph, examples, tmp_path, monkeypatch):
-        monkeypatch.setitem(VERIFIERS, "test", (BoundStage("test", _CROWN, rule="ibp"),))
+        monkeypatch.setitem(VERIFIERS, "test", (BoundStage("test", CROWN, rule="ibp"),))
         result = run(graph, examples, tmp_path / "c.jsonl", verifier="test")
         assert [v.certificate.proof for v in result if v.status == "robust"] == ["ibp", None]
         assert result.summary()["without_certificate"] == 1

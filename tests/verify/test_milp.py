@@ -22,7 +22,7 @@ from tightrope.verify.milp import MARGIN_ABSOLUTE, Milp, Optimum, Status, minimi
 from tightrope.verify.stages import LARGEST, answer
 
 from .conftest import labelled, random_net
-from .referee import case, exact_minima
+from .referee import ask, case, exact_minima
 
 SEEDS = range(60)
 
@@ -64,7 +64,7 @@ def test_crown_is_below_the_triangles_which_are_below_the_program_which_is_exact
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_verdict_is_the_sign_of_the_exact_minimum(seed):
     one = given(seed)
-    proved, _, point, _ = Milp()(one.graph, one.x, one.y, one.region)
+    proved, _, point, _ = ask(Milp(), one.graph, one.x, one.y, one.region)
     smallest = np.delete(exact(seed), one.y).min()
     assert abs(smallest) > 1e-4  # else the verdict may be left open
     assert proved.item() == (smallest > 0)
@@ -77,7 +77,7 @@ def test_the_verdict_is_the_sign_of_the_exact_minimum(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_with_few_switches_it_proves_less_and_nothing_that_is_false(seed):
     one = given(seed)
-    proved, _, point, _ = Milp(extra=1, complete=0)(one.graph, one.x, one.y, one.region)
+    proved, _, point, _ = ask(Milp(extra=1, complete=0), one.graph, one.x, one.y, one.region)
     smallest = np.delete(exact(seed), one.y).min()
     assert not proved.item() or smallest > 0
     assert not point.isfinite().all() or smallest < 0
@@ -145,7 +145,7 @@ class TestStopping:
         one = hard(width=60)
         x, y = one.x.repeat(3, 1), one.y.repeat(3)
         began = time.perf_counter()
-        proved, margin, *_ = Milp(complete=1000)(one.graph, x, y, Box(1.0), limit=0.5)
+        proved, margin, *_ = ask(Milp(complete=1000), one.graph, x, y, Box(1.0), limit=0.5)
         assert time.perf_counter() - began < 1.5 + 5  # HiGHS looks at its clock now and then
         assert not proved.any()
         assert (margin < 0).all()
@@ -155,8 +155,8 @@ class TestStopping:
         assert len(seeds) > 2
         for seed in seeds:
             one = given(seed)
-            assert Milp()(one.graph, one.x, one.y, one.region).proved.all()
-            assert not Milp()(one.graph, one.x, one.y, one.region, limit=1e-6).proved.any()
+            assert ask(Milp(), one.graph, one.x, one.y, one.region).proved.all()
+            assert not ask(Milp(), one.graph, one.x, one.y, one.region, limit=1e-6).proved.any()
 
 
 def needs_it(seed):
@@ -213,7 +213,7 @@ class TestWhatGoesWrong:
         one = given(next(filter(needs_it, SEEDS)))
         said = Optimum(lower, None, 0, 0, Status.kOptimal)
         monkeypatch.setattr(milp, "minimise", lambda *_, **__: said)
-        proved, _, point, _ = Milp()(one.graph, one.x, one.y, one.region)
+        proved, _, point, _ = ask(Milp(), one.graph, one.x, one.y, one.region)
         assert not proved.any()
         assert point.isnan().all()
 
@@ -221,17 +221,17 @@ class TestWhatGoesWrong:
         one = hard()
         for layer in (0, 2, 4):
             one.graph.module[layer].weight.mul_(1e150)
-        proved, margin, point, _ = Milp()(one.graph, one.x, one.y, one.region)
+        proved, margin, point, _ = ask(Milp(), one.graph, one.x, one.y, one.region)
         assert (proved.item(), margin.item()) == (False, -LARGEST)
         assert point.isnan().all()
 
     def test_what_cannot_be_encoded_is_refused(self):
         one = given(0)
         with pytest.raises(InputError, match="an l_2 ball"):
-            Milp()(one.graph, one.x, one.y, L2Ball(0.1))
+            ask(Milp(), one.graph, one.x, one.y, L2Ball(0.1))
         tanh = random_net(0, layer=nn.Tanh)
         with pytest.raises(InputError, match="Tanh"):
-            Milp()(tanh, one.x, one.y, one.region)
+            ask(Milp(), tanh, one.x, one.y, one.region)
 
 
 class Spy:
@@ -254,14 +254,14 @@ class TestSteps:
         for seed in SEEDS[:20]:
             one = given(seed)
             open_classes = (problem(one).bounds(Linear()).lower[0] <= 0).sum().item() - 1
-            Milp()(one.graph, one.x, one.y, one.region)
+            ask(Milp(), one.graph, one.x, one.y, one.region)
             assert len(spy.asked) <= open_classes
             assert bool(spy.asked) == bool(open_classes)
             spy.asked.clear()
 
     def test_the_class_with_the_smallest_bound_comes_first(self, monkeypatch):
         one, spy = hard(), Spy(monkeypatch)
-        Milp()(one.graph, one.x, one.y, one.region)
+        ask(Milp(), one.graph, one.x, one.y, one.region)
         lower = problem(one).bounds(Linear()).lower[0]
         t = lower.argmin().item()
         assert spy.asked[0][1] == Spec.margins(one.y, 3, one.x).rows[0, t].tolist()
@@ -274,7 +274,7 @@ class TestSteps:
         )
         graph = trace(net.double().eval().requires_grad_(False), (1, 4, 4))
         x, spy = torch.rand(1, 1, 4, 4, dtype=torch.float64), Spy(monkeypatch, works=False)
-        Milp(extra=3, complete=10)(graph, x, graph.run(x)[0].argmin(1), Box(0.4))
+        ask(Milp(extra=3, complete=10), graph, x, graph.run(x)[0].argmin(1), Box(0.4))
         (first, _), (second, _) = spy.asked[:2]
         neurons = first.neurons
         switched = [self.switched(program) for program in (first, second)]
@@ -298,9 +298,9 @@ def test_examples_with_a_radius_each_are_judged_as_if_alone():
     x = torch.rand(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y, eps = graph.run(x)[0].argmax(1), torch.linspace(0.01, 0.3, 6, dtype=torch.float64)
     with torch.no_grad():
-        together = Milp()(graph, x, y, Box(eps)).proved
+        together = ask(Milp(), graph, x, y, Box(eps)).proved
         alone = [
-            Milp()(graph, x[i : i + 1], y[i : i + 1], Box(float(eps[i]))).proved.item() for i in range(6)
+            ask(Milp(), graph, x[i : i + 1], y[i : i + 1], Box(float(eps[i]))).proved.item() for i in range(6)
         ]
     assert together.tolist() == alone
     assert 0 < sum(alone) < 6

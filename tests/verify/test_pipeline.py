@@ -3,6 +3,7 @@ import errno
 import json
 import math
 import os
+import weakref
 from dataclasses import dataclass, replace
 
 import pytest
@@ -11,13 +12,13 @@ from filelock import FileLock
 from torch import nn
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Estimate, Interval
+from tightrope.bounds import Estimate, Interval, Linear
 from tightrope.data import Split, as_source
 from tightrope.errors import IdentityError, InputError, SoundnessViolation, TightropeError
 from tightrope.files import append_lines, load_tensors
 from tightrope.graph import trace
 from tightrope.region import Box, L1Ball, L2Ball
-from tightrope.verify import VERIFIERS, BoundStage, Finding, Judge, certify, read_verdicts
+from tightrope.verify import VERIFIERS, BoundStage, Finding, Judge, Stage, certify, read_verdicts
 from tightrope.verify.pipeline import share
 
 from .conftest import ANSWERS, POINTS, handmade, labelled, random_net, same, timeless
@@ -119,15 +120,13 @@ class TestVerdicts:
             name: str = "pointing"
             cheap: bool = False
 
-            def __call__(self, graph, x, y, region, limit):
+            def __call__(self, problem, y, limit):
                 limits.append(limit)
-                worst = graph_minimiser(graph, x, y, region)
+                x, attack = problem.x, Pgd(steps=20, step=0.2, loss="margin")
+                worst = attack(problem.graph, x, y, problem.region, torch.Generator())
                 nowhere = torch.full_like(worst, torch.nan)
                 point = torch.where(torch.arange(len(x)).view(-1, 1) % 2 == 0, nowhere, worst + 5.0)
                 return Finding(torch.zeros_like(y, dtype=torch.bool), x.new_zeros(len(x)), point)
-
-        def graph_minimiser(graph, x, y, region):
-            return Pgd(steps=20, step=0.2, loss="margin")(graph, x, y, region, torch.Generator())
 
         monkeypatch.setitem(VERIFIERS, "test", (Pointing(),))
         result = certify(graph, examples, Box(0.1), verifier="test", attack=None, time_limit=7.0)
@@ -147,8 +146,9 @@ class TestVerdicts:
             name: str = "contradiction"
             cheap: bool = False
 
-            def __call__(self, graph, x, y, region, limit):
-                point = Pgd(steps=20, step=0.2, loss="margin")(graph, x, y, region, torch.Generator())
+            def __call__(self, problem, y, limit):
+                x, attack = problem.x, Pgd(steps=20, step=0.2, loss="margin")
+                point = attack(problem.graph, x, y, problem.region, torch.Generator())
                 return Finding(torch.ones_like(y, dtype=torch.bool), x.new_ones(len(x)), point)
 
         monkeypatch.setitem(VERIFIERS, "test", (Contradiction(),))
@@ -164,6 +164,77 @@ class TestVerdicts:
         result = certify(graph, examples, Box(0.1), attack=ATTACK)
         assert all(verdict.seconds > 0 for verdict in result)
         assert result.seconds == pytest.approx(sum(verdict.seconds for verdict in result))
+
+
+class TestWhatStagesShare:
+    """Bounds that one stage computed are there for those after it, and for nobody else."""
+
+    SEARCHES = ("cascade", "milp")
+
+    @dataclass(frozen=True)
+    class Forgetful:
+        """A stage that does not know what earlier ones computed, and tells later ones nothing."""
+
+        stage: Stage
+
+        def __getattr__(self, name):
+            return getattr(self.stage, name)
+
+        def __call__(self, problem, y, limit):
+            return self.stage(replace(problem), y, limit)
+
+    @pytest.mark.parametrize("verifier", SEARCHES)
+    def test_crown_bounds_no_neuron_twice(self, verifier, monkeypatch):
+        sizes, own_boxes = [], Linear._own_boxes
+
+        def spy(engine, graph, x, *rest):
+            sizes.append(len(x))
+            return own_boxes(engine, graph, x, *rest)
+
+        monkeypatch.setattr(Linear, "_own_boxes", spy)
+        graph = random_net(3)
+        found = certify(graph, labelled(graph, 40), Box(0.12), verifier=verifier, attack=ATTACK)
+        last = VERIFIERS[verifier][-1].name
+        assert sum(verdict.stage == last for verdict in found) > 1  # else this shows nothing
+        open_ = sum(verdict.stage not in ("clean", "attack", "ibp", "crown-ibp") for verdict in found)
+        assert sizes == [open_]
+
+    @pytest.mark.parametrize(
+        ("verifier", "region"),
+        [("cascade", Box(0.12)), ("cascade", L2Ball(0.2)), ("milp", Box(0.12)), ("milp", L1Ball(0.3))],
+        ids=["cascade, inf", "cascade, 2", "milp, inf", "milp, 1"],
+    )
+    def test_verdicts_are_those_of_stages_that_share_nothing(self, verifier, region, monkeypatch):
+        graph = random_net(3)
+        examples = labelled(graph, 40)
+        alone = tuple(map(self.Forgetful, VERIFIERS[verifier]))
+        monkeypatch.setitem(VERIFIERS, "forgetful", alone)
+        shared, apart = (
+            certify(graph, examples, region, verifier=name, attack=ATTACK, time_limit=600.0)
+            for name in (verifier, "forgetful")
+        )
+        assert len({verdict.stage for verdict in shared}) > 3
+        same(shared, apart)
+
+    @pytest.mark.usefixtures("chunks_of_two")
+    def test_what_is_known_of_a_batch_is_forgotten_with_it(self, monkeypatch):
+        asked = []
+
+        @dataclass(frozen=True)
+        class Watch:
+            name: str = "watch"
+            cheap: bool = False
+
+            def __call__(self, problem, y, limit):
+                asked.append(weakref.ref(problem))
+                assert sum(one() is not None for one in asked) == 1
+                return Finding(torch.zeros_like(y, dtype=torch.bool), problem.x.new_zeros(len(y)))
+
+        monkeypatch.setitem(VERIFIERS, "test", (*VERIFIERS["linear"], Watch()))
+        graph = random_net(3)
+        certify(graph, labelled(graph, 20), Box(0.12), verifier="test", attack=None)
+        assert len(asked) > 2
+        assert all(one() is None for one in asked)
 
 
 class TestSummary:

@@ -7,15 +7,17 @@ import torch
 from torch import nn
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Estimate
+from tightrope.bounds import Bounds, Estimate, Problem
 from tightrope.errors import InputError, TightropeError
 from tightrope.graph import recast, trace
 from tightrope.region import Box, L1Ball, L2Ball
+from tightrope.spec import Spec
 from tightrope.verify import VERIFIERS, BoundStage
 from tightrope.verify.stages import LARGEST, SLACK_ABSOLUTE, answer, attack_stage
 from tightrope.verify.verifiers import IBP, find_verifier
 
 from .conftest import handmade, random_net
+from .referee import ask
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Says:
 
 def prove(engine):
     x, y = torch.full((1, 3), 0.5, dtype=torch.float64), torch.tensor([0])
-    proved, margin, *_ = BoundStage("test", engine)(trace(handmade().double(), (3,)), x, y, Box(0.1))
+    proved, margin, *_ = ask(BoundStage("test", engine), trace(handmade().double(), (3,)), x, y, Box(0.1))
     return proved.item(), margin.item()
 
 
@@ -81,7 +83,7 @@ class TestRounding:
         net[2].weight.copy_(torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
         net[2].bias.copy_(torch.tensor([0.5, 0.0]) * unit)
         graph, x = trace(net.eval(), (2,)), torch.tensor([x], dtype=torch.float64) * unit
-        return VERIFIERS[verifier][-1](graph, x, torch.tensor([0]), Box(0.0))
+        return ask(VERIFIERS[verifier][-1], graph, x, torch.tensor([0]), Box(0.0))
 
     @pytest.mark.parametrize("verifier", [name for name, stages in VERIFIERS.items() if stages])
     def test_a_margin_that_is_positive_by_rounding_alone_proves_nothing(self, verifier):
@@ -99,7 +101,7 @@ def test_what_intervals_prove_no_corner_and_no_attack_refutes(seed):
     x = torch.rand(200, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     y = graph.run(x)[0].argmax(1)
     region = Box(0.03)
-    proved, lower, *_ = IBP(graph, x, y, region)
+    proved, lower, *_ = ask(IBP, graph, x, y, region)
     assert 0 < proved.sum() < len(x)  # else this shows nothing
     low, high = region.corners(x)
     for corner in itertools.product((False, True), repeat=4):
@@ -192,6 +194,23 @@ def test_every_verifier_is_made_of_stages_with_names_of_their_own():
         assert len({stage.name for stage in stages}) == len(stages)
 
 
+def test_cheap_stages_come_first_so_that_all_of_them_see_what_was_falsified():
+    for stages in VERIFIERS.values():
+        cheap = [stage.cheap for stage in stages]
+        assert cheap == sorted(cheap, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["alpha-crown", "zonotope", "complete"])
+def test_a_stage_that_ran_out_of_time_leaves_nothing_unfinished_behind(name):
+    graph, x, y = TestClimb.some()
+    known = Problem(graph, x, Box(0.12), Spec.margins(y, 3, x))
+    (stage,) = VERIFIERS[name]
+    brief, patient, afresh = stage(known, y, 1e-9), stage(known, y), ask(stage, graph, x, y, Box(0.12))
+    assert brief.proved.sum() < patient.proved.sum()
+    assert torch.equal(patient.proved, afresh.proved)
+    assert torch.equal(patient.margin, afresh.margin)
+
+
 class TestClimb:
     """The stages whose slopes climb."""
 
@@ -206,7 +225,7 @@ class TestClimb:
         more = 0
         for seed in range(3):
             problem = (*self.some(seed), Box(0.12))
-            ours, theirs = (find_verifier(n)[0](*problem) for n in (name, weaker))
+            ours, theirs = (ask(find_verifier(n)[0], *problem) for n in (name, weaker))
             assert (ours.proved >= theirs.proved).all()
             assert (ours.margin >= theirs.margin - 1e-12).all()
             more += int((ours.proved > theirs.proved).sum())
@@ -215,7 +234,7 @@ class TestClimb:
     @pytest.mark.parametrize("name", ["alpha-crown", "zonotope"])
     def test_what_they_prove_no_attack_refutes(self, name):
         graph, x, y = self.some()
-        found = find_verifier(name)[0](graph, x, y, Box(0.1))
+        found = ask(find_verifier(name)[0], graph, x, y, Box(0.1))
         attack = Pgd(steps=30, step=0.2, restarts=3, loss="margin")
         point = attack(graph, x, y, Box(0.1), torch.Generator().manual_seed(0))
         margin = answer(graph, point, y).margin
@@ -225,13 +244,14 @@ class TestClimb:
 
     def test_without_time_it_is_where_it_begins(self):
         problem = (*self.some(), Box(0.12))
-        brief, crown = find_verifier("alpha-crown")[0](*problem, 1e-9), find_verifier("crown")[0](*problem)
+        (climbing,), (begin,) = map(find_verifier, ("alpha-crown", "crown"))
+        brief, crown = ask(climbing, *problem, limit=1e-9), ask(begin, *problem)
         assert (brief.margin >= crown.margin - 1e-12).all()
-        assert brief.margin.sum() < find_verifier("alpha-crown")[0](*problem).margin.sum()
+        assert brief.margin.sum() < ask(climbing, *problem).margin.sum()
 
     @pytest.mark.parametrize("name", ["alpha-crown", "zonotope"])
     def test_what_is_not_finite_proves_nothing(self, name):
         graph, x, y = self.some(count=3)
         graph.module[0].weight.mul_(1e200)
         graph.module[2].weight.mul_(1e200)
-        assert not find_verifier(name)[0](graph, x, y, Box(0.1)).proved.any()
+        assert not ask(find_verifier(name)[0], graph, x, y, Box(0.1)).proved.any()

@@ -19,7 +19,6 @@ from torch import Tensor
 from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.bounds.interval import Interval
 from tightrope.bounds.linear import Linear, coefficients_at_once, path, pull_from, relax_all
-from tightrope.bounds.patches import of_examples
 from tightrope.bounds.relax import Slopes, Step
 from tightrope.graph import Graph
 from tightrope.graph.ops import LeakyReLU, ReLU
@@ -152,7 +151,7 @@ class Frame:
 
         return replace(
             self,
-            region=of_examples(self.region, members),
+            region=self.region.at(members),
             others={i: step.map(chosen) for i, step in self.others.items()},
             x=chosen(self.x),
             end=chosen(self.end),

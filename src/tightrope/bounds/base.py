@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol, overload, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tightrope.graph import Graph
@@ -34,6 +35,11 @@ class Estimate:
     lower: Float[Tensor, "batch rows"]
     upper: Float[Tensor, "batch rows"]
     boxes: Boxes
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Estimate:
+        """The same with every tensor changed."""
+        boxes = {i: (change(lower), change(upper)) for i, (lower, upper) in self.boxes.items()}
+        return replace(self, lower=change(self.lower), upper=change(self.upper), boxes=boxes)
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,20 @@ class Problem:
         if engine not in self._found:
             self._found[engine] = engine(self)
         return self._found[engine]
+
+    def at(self, examples: Int[Tensor, "chosen"]) -> Problem:
+        """The problem of some examples, some of them perhaps more than once, with what was found for them."""
+        copies: dict[int, Tensor] = {}  # engines share boxes: what is one tensor here is one there
+
+        def chosen(value: Tensor) -> Tensor:
+            if id(value) not in copies:
+                copies[id(value)] = value[examples]
+            return copies[id(value)]
+
+        spec = Spec(self.spec.rows[examples])
+        part = replace(self, x=self.x[examples], region=self.region.at(examples), spec=spec)
+        part._found.update({engine: found.map(chosen) for engine, found in self._found.items()})
+        return part
 
 
 @runtime_checkable

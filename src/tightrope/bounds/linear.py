@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.bounds.interval import Interval
-from tightrope.bounds.patches import Patches, descend, of_examples, pull
+from tightrope.bounds.patches import Patches, descend, pull
 from tightrope.bounds.relax import LowerSlope, Relaxation, Slopes, Step, relax
 from tightrope.graph import Graph
 from tightrope.graph.ops import Activation, Affine, Identity, LeakyReLU, ReLU
@@ -266,7 +266,7 @@ class _Rows:
             rows = self.x.new_zeros(*members.shape, shape.numel()).scatter_(2, members.unsqueeze(2), 1.0)
             rows = rows.unflatten(2, shape)
         seen = {i: step.map(lambda part: part[examples]) for i, step in self.seen.items()}
-        region = of_examples(self.region, examples)
+        region = self.region.at(examples)
         rows = rows if self.mirrored else torch.cat([rows, -rows], 1)
         return pull_from(graph, self.x[examples], region, node, rows, seen, mirrored=self.mirrored)
 

@@ -196,7 +196,7 @@ class Patches:
             else:
                 rows, offset = pull(step.at(locations), rows, self.mirrored)
                 bound = bound + offset
-        region = of_examples(self.region, locations // self.locations)
+        region = self.region.at(locations // self.locations)
         if any(self.windows.padding):
             rows = rows * self.windows.cut(self.inside, locations).unsqueeze(1)
         return bound + descend(region, self.windows.cut(self.pixels, locations), rows, self.mirrored)
@@ -218,11 +218,6 @@ def descend(
     """The smallest `<row, x' - middle>`; if mirrored, those of the rows negated after them."""
     least = region.descend(x, rows)
     return torch.cat([least, region.descend(x, -rows)], 1) if mirrored else least
-
-
-def of_examples(region: Region, examples: Int[Tensor, "chosen"]) -> Region:
-    """The region around some examples of a batch."""
-    return region.with_eps(region.eps[examples]) if isinstance(region.eps, Tensor) else region
 
 
 def is_plain(op: Operator | None) -> TypeGuard[Conv]:

@@ -17,18 +17,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Interval, Linear, Optimised, Problem
+from tightrope.bounds import Bounds, Interval, Optimised, Problem
 from tightrope.bounds.alpha import Frame, at_once, climb, part_of
-from tightrope.bounds.patches import of_examples
 from tightrope.errors import InputError
-from tightrope.graph import Graph
 from tightrope.graph.ops import LeakyReLU, ReLU
 from tightrope.memory import free_bytes
-from tightrope.region import Region
-from tightrope.spec import Spec, smallest_margin
+from tightrope.spec import smallest_margin
 from tightrope.verify.cell import CUTS, Program, affine, solvable
 from tightrope.verify.proof import Leaf, Proof
 from tightrope.verify.stages import (
+    CROWN,
     SLACK_ABSOLUTE,
     SLACK_RELATIVE,
     ClimbStage,
@@ -77,17 +75,10 @@ class BranchAndBound:
     cheap: ClassVar[bool] = False
 
     @torch.no_grad()
-    def __call__(
-        self,
-        graph: Graph,
-        x: Float[Tensor, "batch *shape"],
-        y: Int[Tensor, "batch"],
-        region: Region,
-        limit: float = math.inf,
-    ) -> Finding:
+    def __call__(self, problem: Problem, y: Int[Tensor, "batch"], limit: float = math.inf) -> Finding:
         """See `Stage`; `limit` times the number of examples is the time for all of them."""
-        deadline = time.perf_counter() + limit * len(x)
-        activations = {type(node.op) for _, node in graph.activations()}
+        deadline = time.perf_counter() + limit * len(y)
+        activations = {type(node.op) for _, node in problem.graph.activations()}
         others = sorted(kind.__name__ for kind in activations - {ReLU, LeakyReLU})
         if others and self.strict:
             raise InputError(
@@ -96,8 +87,8 @@ class BranchAndBound:
             )
         if others:
             stage = ClimbStage(self.name, Optimised(iterations=self.first, rate=self.rate, sides="lower"))
-            return stage(graph, x, y, region, limit)
-        return _Search(self, graph, x, y, region, deadline).run()
+            return stage(problem, y, limit)
+        return _Search(self, problem, y, deadline).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,21 +131,17 @@ class _Search:
     `point` is where an answer changes.
     """
 
-    def __init__(
-        self, how: BranchAndBound, graph: Graph, x: Tensor, y: Tensor, region: Region, deadline: float
-    ) -> None:
-        self.how, self.graph, self.x, self.y, self.region = how, graph, x, y, region
-        self.deadline = deadline
-        self.spec = Spec.margins(y, graph.classes, x)
-        problem = Problem(graph, x, region, self.spec)
-        crown = problem.bounds(Linear("adaptive", "linear", sides="lower"))
+    def __init__(self, how: BranchAndBound, problem: Problem, y: Tensor, deadline: float) -> None:
+        self.how, self.y, self.deadline = how, y, deadline
+        self.graph, self.x, self.region, self.spec = problem.graph, problem.x, problem.region, problem.spec
+        crown = problem.bounds(CROWN)
         interval = problem.bounds(Interval())
         self.known = torch.maximum(crown.lower, interval.lower)
         self.slack = slack(problem, Bounds(self.known, interval.upper, crown.boxes))
-        self.frame = Frame.over(graph, x, region, crown.boxes, "triangle")
-        self.floor = x.new_full((len(x),), torch.inf)
+        self.frame = Frame.over(self.graph, self.x, self.region, crown.boxes, "triangle")
+        self.floor = self.x.new_full((len(y),), torch.inf)
         self.stuck = torch.zeros_like(y, dtype=torch.bool)
-        self.point = torch.full_like(x, torch.nan)
+        self.point = torch.full_like(self.x, torch.nan)
         self.closed: list[tuple[Tensor, ...]] = []
 
     def run(self) -> Finding:
@@ -241,7 +228,7 @@ class _Search:
         return Frame.over(
             self.graph,
             self.x[cells.example],
-            of_examples(self.region, cells.example),
+            self.region.at(cells.example),
             {i: (of(lower), of(upper)) for i, of in parts.items()},
             "triangle",
             places,

@@ -14,14 +14,11 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from tightrope.bounds import Linear, Problem
+from tightrope.bounds import Interval, Problem
 from tightrope.bounds.linear import lower_bound, relax_all
-from tightrope.bounds.patches import of_examples
 from tightrope.graph import Graph
-from tightrope.region import Region
-from tightrope.spec import Spec
 from tightrope.verify.encode import Encoding, Layers, Neurons, encode, layers_of
-from tightrope.verify.stages import LARGEST, Finding, answer, size, slack
+from tightrope.verify.stages import CROWN, LARGEST, Finding, answer, size, slack
 
 # By this a bound by HiGHS must exceed the slack of linear bounds to prove anything (docs/soundness.md).
 MARGIN_ABSOLUTE = 1e-5
@@ -146,48 +143,35 @@ class Milp:
         return False
 
     @torch.no_grad()
-    def __call__(
-        self,
-        graph: Graph,
-        x: Float[Tensor, "batch *shape"],
-        y: Int[Tensor, "batch"],
-        region: Region,
-        limit: float = math.inf,
-    ) -> Finding:
+    def __call__(self, problem: Problem, y: Int[Tensor, "batch"], limit: float = math.inf) -> Finding:
         """See `Stage`. What easy examples leave of the time goes to the ones after them.
 
         Raises:
             InputError: if the region is an l_2 ball, or an activation is not ReLU or LeakyReLU.
         """
-        end = time.perf_counter() + limit * len(x)
-        layers = layers_of(graph)
-        proved, margins, points = [], [], torch.full_like(x, math.nan)
-        for i in range(len(x)):
+        end = time.perf_counter() + limit * len(y)
+        layers = layers_of(problem.graph)
+        proved, margins, points = [], [], torch.full_like(problem.x, math.nan)
+        for i in range(len(y)):
             now, one = time.perf_counter(), torch.tensor([i])
-            until = now + (end - now) / (len(x) - i)
-            robust, margin, point = self._look(graph, layers, x[one], y[one], of_examples(region, one), until)
+            until = now + (end - now) / (len(y) - i)
+            robust, margin, point = self._look(problem.at(one), layers, y[one], until)
             proved.append(robust)
             margins.append(margin)
             if point is not None:
                 points[i] = point
-        return Finding(torch.tensor(proved), x.new_tensor(margins), points)
+        return Finding(torch.tensor(proved), problem.x.new_tensor(margins), points)
 
     def _look(
-        self,
-        graph: Graph,
-        layers: Layers,
-        x: Float[Tensor, "1 *shape"],
-        y: Int[Tensor, "1"],
-        region: Region,
-        until: float,
+        self, problem: Problem, layers: Layers, y: Int[Tensor, "1"], until: float
     ) -> tuple[bool, float, Float[Tensor, "1 *shape"] | None]:
         """Whether one example is robust, its smallest lower bound, and where its answer changes."""
-        problem = Problem(graph, x, region, Spec.margins(y, graph.classes, x))
-        bounds = problem.bounds(Linear("adaptive", "linear", sides="none"))
+        graph, x, region = problem.graph, problem.x, problem.region
+        bounds, interval = problem.bounds(CROWN), problem.bounds(Interval())
         relaxations, reached = relax_all(graph, bounds.boxes, "adaptive"), dict[int, Tensor]()
         rows, last = problem.spec.rows, len(graph.nodes) - 1
         crown = lower_bound(graph, x, region, last, rows, relaxations, reached)
-        bounds = replace(bounds, lower=torch.maximum(crown, bounds.lower))
+        bounds = replace(bounds, lower=torch.maximum(crown, interval.lower))
         values = [bounds.lower, bounds.upper, *(side for box in bounds.boxes.values() for side in box)]
         if not all(bool(value.isfinite().all()) for value in values):
             return False, -LARGEST, None

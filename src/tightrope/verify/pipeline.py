@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from tightrope.attacks import Pgd
+from tightrope.bounds import Problem
 from tightrope.errors import InputError, SoundnessViolation
 from tightrope.examples import Examples
 from tightrope.files import append_lines, fingerprint, save_tensors, to_json, write_atomically
@@ -28,6 +29,7 @@ from tightrope.memory import keep_freed
 from tightrope.parallel import Workers
 from tightrope.progress import Progress
 from tightrope.region import Region
+from tightrope.spec import Spec
 from tightrope.verify.bab import BranchAndBound
 from tightrope.verify.certificates import Certificates, UnknownError, export
 from tightrope.verify.proof import Proof
@@ -280,8 +282,7 @@ class Judge:
         if self.attack is not None:
             self._falsify(verdicts, self.attack, x, y)
         proofs: dict[int, Proof] = {}
-        for stage in self.stages:
-            self._prove(verdicts, stage, x, y, proofs)
+        self._prove(verdicts, x, y, proofs)
         return verdicts if self.certificates is None else self.certificates.write(verdicts, x, proofs)
 
     def _look(self, x: Tensor, y: Tensor, index: Tensor) -> list[Verdict]:
@@ -323,20 +324,37 @@ class Judge:
                 witness=witness,
             )
 
-    def _prove(
-        self, verdicts: list[Verdict], stage: Stage, x: Tensor, y: Tensor, proofs: dict[int, Proof]
+    def _prove(self, verdicts: list[Verdict], x: Tensor, y: Tensor, proofs: dict[int, Proof]) -> None:
+        """Ask stage after stage about what is open; each finds the bounds that those before it computed."""
+        rows = [row for row, verdict in enumerate(verdicts) if verdict.status != "misclassified"]
+        chosen = torch.tensor(rows, dtype=torch.int64, device=x.device)
+        x, y = x[chosen], y[chosen]
+        problem = Problem(self.exact, x, self.region, Spec.margins(y, self.exact.classes, x))
+        for stage in self.stages:
+            wanted = ("undecided", "falsified") if stage.cheap else ("undecided",)
+            kept = [i for i, row in enumerate(rows) if verdicts[row].status in wanted]
+            if not kept:
+                return
+            if len(kept) < len(rows):
+                chosen = torch.tensor(kept, device=x.device)
+                problem, y, rows = problem.at(chosen), y[chosen], [rows[i] for i in kept]
+            self._ask(verdicts, stage, problem, y, rows, proofs)
+
+    def _ask(
+        self,
+        verdicts: list[Verdict],
+        stage: Stage,
+        problem: Problem,
+        y: Tensor,
+        rows: list[int],
+        proofs: dict[int, Proof],
     ) -> None:
-        wanted = ("undecided", "falsified") if stage.cheap else ("undecided",)
-        rows = [row for row, verdict in enumerate(verdicts) if verdict.status in wanted]
-        if not rows:
-            return
         began = time.perf_counter()
-        chosen = torch.tensor(rows, device=x.device)
-        found = stage(self.exact, x[chosen], y[chosen], self.region, self.limit)
+        found = stage(problem, y, self.limit)
         replayed = None
         if found.point is not None:
-            point = self.region.project(x[chosen], found.point.nan_to_num())
-            replayed = answer(self.exact, point, y[chosen])
+            point = self.region.project(problem.x, found.point.nan_to_num())
+            replayed = answer(self.exact, point, y)
         seconds = (time.perf_counter() - began) / len(rows)
         proved, margins = found.proved.tolist(), found.margin.tolist()
         for i, row in enumerate(rows):
@@ -352,7 +370,7 @@ class Judge:
                         verdict, status="falsified", margin=float(replayed.margin[i]), witness=witness
                     )
             if proved[i] and verdict.status == "falsified":
-                raise Contradiction(stage.name, verdict, x[row].cpu(), self.region)
+                raise Contradiction(stage.name, verdict, problem.x[i].cpu(), self.region)
             verdicts[row] = verdict
 
 

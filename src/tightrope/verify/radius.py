@@ -21,11 +21,13 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
 
+from tightrope.bounds import Problem
 from tightrope.errors import InputError
 from tightrope.examples import Examples
 from tightrope.graph import Graph, recast
 from tightrope.parallel import Workers
 from tightrope.region import Region
+from tightrope.spec import Spec
 from tightrope.verify.pipeline import ALONE, CHUNK, exact_inputs, go_through, identify
 from tightrope.verify.records import Count, Kind, Length, read_records
 from tightrope.verify.stages import Stage, answer
@@ -247,7 +249,9 @@ def bisect(
             low, high = proved[rows], failed[rows]
             middle = torch.where(high > steps, low + stride, (low + high) // 2).clamp(max=steps)
             eps = region.eps * (middle.double() / steps)
-            found = stage(graph, x[rows], y[rows], region.with_eps(eps), limit).proved
+            spec = Spec.margins(y[rows], graph.classes, x)
+            problem = Problem(graph, x[rows], region.with_eps(eps), spec)
+            found = stage(problem, y[rows], limit).proved
             proved[rows] = torch.where(found, middle, low)
             failed[rows] = torch.where(found, high, middle)
             stride = min(2 * stride, steps)

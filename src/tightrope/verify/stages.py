@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Engine, Interval, Optimised, Optimum, Problem, rounding_error
+from tightrope.bounds import Bounds, Engine, Interval, Linear, Optimised, Optimum, Problem, rounding_error
 from tightrope.errors import TightropeError
 from tightrope.graph import Graph
 from tightrope.region import Region
-from tightrope.spec import Spec, smallest_margin
+from tightrope.spec import smallest_margin
 from tightrope.verify.proof import Leaf, Proof, Rule
 
 # A bound in float64 must exceed this before it proves anything (docs/soundness.md).
@@ -24,6 +24,10 @@ SLACK_ABSOLUTE = 1e-6
 SLACK_RELATIVE = 1e-9
 
 LARGEST = 1e300  # what stands for infinity in a margin, since JSON has none
+
+
+CROWN = Linear("adaptive", "linear", sides="lower")
+"""What all searches begin with: a problem that a stage has asked for it knows it from then on."""
 
 
 class Finding(NamedTuple):
@@ -50,7 +54,7 @@ class Stage(Protocol):
     Args:
         name: how verdicts call it.
         cheap: whether it is cheap enough to run on falsified examples too, where a proof would uncover a
-            bug.
+            bug. Cheap stages come first: a dear one ends that.
     """
 
     @property
@@ -63,21 +67,14 @@ class Stage(Protocol):
         """See the class."""
         ...
 
-    def __call__(
-        self,
-        graph: Graph,
-        x: Float[Tensor, "batch *shape"],
-        y: Int[Tensor, "batch"],
-        region: Region,
-        limit: float = math.inf,
-    ) -> Finding:
+    def __call__(self, problem: Problem, y: Int[Tensor, "batch"], limit: float = math.inf) -> Finding:
         """What it finds out.
 
         Args:
-            graph: the network in float64, in evaluation mode.
-            x: inputs that the network classifies as their labels.
+            problem: the margins of examples that the network classifies as their labels, of a network in
+                float64 and evaluation mode. It may know bounds from earlier stages, and learns what this one
+                computes in full; what was cut short by the limit stays out of it.
             y: labels.
-            region: where each input may move.
             limit: seconds that each example may take, on average over the batch; a stage that takes a
                 moment need not look at it.
         """
@@ -104,10 +101,8 @@ class BoundStage:
     @torch.no_grad()
     def __call__(
         self,
-        graph: Graph,
-        x: Float[Tensor, "batch *shape"],
+        problem: Problem,
         y: Int[Tensor, "batch"],
-        region: Region,
         limit: float = math.inf,  # noqa: ARG002
     ) -> Finding:
         """See `Stage`.
@@ -115,7 +110,6 @@ class BoundStage:
         Raises:
             TightropeError: if what stands in the engine's place only estimates.
         """
-        problem = Problem(graph, x, region, Spec.margins(y, graph.classes, x))
         bounds = self.engine(problem)
         if not isinstance(bounds, Bounds):
             raise TightropeError(f"{self.name} yields estimates, which prove nothing; use a sound verifier")
@@ -153,19 +147,11 @@ class ClimbStage:
     cheap: ClassVar[bool] = False
 
     @torch.no_grad()
-    def __call__(
-        self,
-        graph: Graph,
-        x: Float[Tensor, "batch *shape"],
-        y: Int[Tensor, "batch"],
-        region: Region,
-        limit: float = math.inf,
-    ) -> Finding:
+    def __call__(self, problem: Problem, y: Int[Tensor, "batch"], limit: float = math.inf) -> Finding:
         """See `Stage`."""
         # The slack grows with the bounds, which are no larger than those of intervals.
-        problem = Problem(graph, x, region, Spec.margins(y, graph.classes, x))
-        enough = float(slack(problem, problem.bounds(Interval())).max()) if len(x) else 0.0
-        found = replace(self.engine, enough=enough, seconds=limit * len(x)).optimum(problem)
+        enough = float(slack(problem, problem.bounds(Interval())).max()) if len(y) else 0.0
+        found = replace(self.engine, enough=enough, seconds=limit * len(y)).optimum(problem)
         margin = finite(smallest_margin(found.bounds.lower, y))
         proved = margin > slack(problem, found.bounds)
         rule: Rule = "crown" if self.engine.lines == "triangle" else "fast-lin"

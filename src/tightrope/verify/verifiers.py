@@ -8,10 +8,9 @@ from tightrope.bounds import Intersect, Interval, Linear, Optimised
 from tightrope.errors import InputError
 from tightrope.verify.bab import BranchAndBound
 from tightrope.verify.milp import Milp
-from tightrope.verify.stages import BoundStage, ClimbStage, Stage
+from tightrope.verify.stages import CROWN, BoundStage, ClimbStage, Stage
 
 _CROWN_IBP = Linear("adaptive", "interval", sides="lower")
-_CROWN = Linear("adaptive", "linear", sides="lower")
 _FAST_LIN = Linear("parallel", "linear", sides="lower")
 _ALPHA_CROWN = ClimbStage("alpha-crown", Optimised("triangle", iterations=20, sides="lower"))
 _ZONOTOPE = ClimbStage("zonotope", Optimised("parallel", iterations=100, sides="lower"))
@@ -21,7 +20,7 @@ IBP = BoundStage("ibp", Interval(), cheap=True, rule="ibp")
 _LINEAR: tuple[Stage, ...] = (
     IBP,
     BoundStage("crown-ibp", Intersect(_CROWN_IBP, Interval()), cheap=True, rule="crown-ibp"),
-    BoundStage("crown", Intersect(_CROWN, Interval()), rule="crown"),
+    BoundStage("crown", Intersect(CROWN, Interval()), rule="crown"),
 )
 
 VERIFIERS: dict[str, tuple[Stage, ...]] = {
@@ -29,7 +28,7 @@ VERIFIERS: dict[str, tuple[Stage, ...]] = {
     "ibp": (IBP,),
     "crown-ibp": (BoundStage("crown-ibp", _CROWN_IBP, cheap=True, rule="crown-ibp"),),
     "fast-lin": (BoundStage("fast-lin", _FAST_LIN, rule="fast-lin"),),
-    "crown": (BoundStage("crown", _CROWN, rule="crown"),),
+    "crown": (BoundStage("crown", CROWN, rule="crown"),),
     "zonotope": (_ZONOTOPE,),
     "alpha-crown": (_ALPHA_CROWN,),
     "linear": _LINEAR,
