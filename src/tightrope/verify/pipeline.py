@@ -224,7 +224,8 @@ def go_through(
         total = min(first or len(examples), len(examples))
         open_ = torch.tensor([i for i in range(total) if i not in known], dtype=torch.int64)
         with Progress(label, total, total - len(open_), unit="example") as progress:
-            batches = examples.batches(open_.split(share(batch, len(open_), pool.count)))
+            parts = open_.split(share(batch, len(open_), pool.count)) if len(open_) else ()
+            batches = examples.batches(parts)
             for records in pool.each(judge, batches):
                 known.update((record.index, record) for record in records)
                 if out is not None:
