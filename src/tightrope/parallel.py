@@ -63,7 +63,7 @@ class Workers:
             cluster. None takes no Ray.
 
     Raises:
-        InputError: if `jobs` is no positive number, or both are given.
+        InputError: if `jobs` is no positive number, both are given, or `ray` is no address.
 
     Example:
         >>> with Workers().pool() as pool:
@@ -79,6 +79,8 @@ class Workers:
             raise InputError(f"the number of jobs must be positive, got {self.jobs}")
         if self.jobs > 1 and self.ray is not None:
             raise InputError("jobs are processes of this machine, Ray has its own: give --jobs or --ray")
+        if self.ray not in (None, "auto", "local"):
+            _host_and_port(str(self.ray))
 
     @property
     def several(self) -> bool:
@@ -217,8 +219,7 @@ def _connected(address: str) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """See whether anything answers there: Ray itself would try for two minutes."""
+def _host_and_port(address: str) -> tuple[str, int]:
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         host, port = parts.hostname, parts.port
@@ -226,8 +227,13 @@ def _knock(address: str) -> None:
         host = port = None
     if host is None or port is None:
         raise InputError(f"{address!r} is no address of a Ray cluster: give HOST:PORT, auto or local")
+    return host, port
+
+
+def _knock(address: str) -> None:
+    """See whether anything answers there: Ray itself would try for two minutes."""
     try:
-        socket.create_connection((host, port), timeout=PATIENCE).close()
+        socket.create_connection(_host_and_port(address), timeout=PATIENCE).close()
     except OSError as error:
         raise TightropeError(
             f"nothing answers at {address!r} ({error.strerror or error}): is the Ray cluster up "
