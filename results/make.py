@@ -207,22 +207,26 @@ def sweep_page() -> str:
         f"One network (`{found['model']}`, MNIST, test eps {found['eps']:g}), one seed, and one budget: the",
         f"time of {found['plain_epochs']} epochs of plain cross-entropy training on one CPU core. A method",
         "whose step costs seven plain steps gets a seventh of the epochs. Batch, optimiser and learning rate",
-        "are the same for all; bounds are trained at twice the test eps, as the field does; other options",
-        "are each method's defaults ([results/sweep.py](../results/sweep.py)).",
+        "are the same for all; methods that train on bounds have twice the test eps, as the field does, and",
+        "`diffai` the test eps; other options are each method's defaults",
+        "([results/sweep.py](../results/sweep.py)). In so few epochs twice the eps may cost more than it gives.",
         "",
         f"Per cent of the first {found['examples']:,} test images: *certified* by the cascade with"
         f" {found['time_limit']:g} s per image,",
         "*undecided* what it leaves open in that time, *by ibp* what intervals prove. A standard error of a",
         "share near 95 % is 0.7 %, so neighbours in the table are not told apart.",
         "",
-        "| method | clean | attacked | certified | undecided | by ibp | epochs | plain steps per step |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | train eps | clean | attacked | certified | undecided | by ibp | epochs "
+        "| plain steps per step |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         attacked = row["clean_correct"] - row["falsified"]
         shares = (row["clean_correct"], attacked, row["robust"], row["undecided"], row["by_ibp"])
         cells = " | ".join(f"{100 * share / found['examples']:.1f}" for share in shares)
-        lines.append(f"| `{row['name']}` | {cells} | {row['epochs']} | {row['plain_steps_per_step']:.1f} |")
+        radius = row["recipe"]["method"].get("eps", "")
+        cost = f"{row['epochs']} | {row['plain_steps_per_step']:.1f}"
+        lines.append(f"| `{row['name']}` | {radius} | {cells} | {cost} |")
     made = sorted({row["trained"]["commit"][:7] for row in found["rows"]})
     dates = sorted({row["trained"]["date"][:10] for row in found["rows"]})
     machines = sorted({row["machine"] for row in found["rows"]})
