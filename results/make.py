@@ -209,7 +209,8 @@ def sweep_page() -> str:
         "whose step costs seven plain steps gets a seventh of the epochs. Batch, optimiser and learning rate",
         "are the same for all; methods that train on bounds have twice the test eps, as the field does, and",
         "`diffai` the test eps; other options are each method's defaults",
-        "([results/sweep.py](../results/sweep.py)). In so few epochs twice the eps may cost more than it gives.",
+        "([results/sweep.py](../results/sweep.py)). In so few epochs twice the eps may cost more than it",
+        "gives.",
         "",
         f"Per cent of the first {found['examples']:,} test images: *certified* by the cascade with"
         f" {found['time_limit']:g} s per image,",
