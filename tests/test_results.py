@@ -42,9 +42,10 @@ def test_a_result_says_how_it_was_made(folder):
     assert not result["commit"].endswith("+"), "made by a changed checkout"
 
 
-def test_the_page_of_results_is_up_to_date():
+def test_the_pages_of_results_are_up_to_date():
     make = runpy.run_path(str(ROOT / "results" / "make.py"))
     assert (ROOT / "docs" / "results.md").read_text() == make["page"]()
+    assert (ROOT / "docs" / "comparison.md").read_text() == make["sweep_page"]()
 
 
 def test_certifying_a_result_gives_its_claim_again(folder):
