@@ -137,6 +137,8 @@ def page() -> str:
         "Errors in per cent of the whole test set, or of its first images where the verifier's column says",
         "so: *verified* by the row's verifier in float64, *attacked* by the attack that `result.json` names.",
         "A folder with weights is a TARGET: its `certify` command gives the claim of the first seed again.",
+        "Since commit df9f0c4 the attack's random start depends on the example and not on its batch: an",
+        "attacked error found before may come out differently by about 0.2 (DM-small, first 500 images).",
         "The others come from their training command.",
         "",
         "| result | verifier | verified | clean | attacked | seeds | epochs | s/run "
@@ -214,7 +216,9 @@ def sweep_page() -> str:
         f"Per cent of the first {found['examples']:,} test images: *certified* by the cascade with"
         f" {found['time_limit']:g} s per image,",
         "*undecided* what it leaves open in that time, *by ibp* what intervals prove. A standard error of a",
-        "share near 95 % is 0.7 %, so neighbours in the table are not told apart.",
+        "share near 95 % is 0.7 %, so neighbours in the table are not told apart. What a step costs was timed",
+        "before each run, while other work ran, and is not exact: the two runs of `ibp` had 3.1 and 2.7, those",
+        "of `exp-ibp` 4.5 and 3.6.",
         "",
         "| method | train eps | clean | attacked | certified | undecided | by ibp | epochs "
         "| plain steps per step |",

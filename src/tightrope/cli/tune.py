@@ -79,7 +79,7 @@ def tune_command(
     resume: bool,
     as_json: bool,
 ) -> None:
-    r"""Search the ranges that RECIPE declares in [tune]: clean against certified accuracy.
+    """Search the ranges that RECIPE declares in [tune]: clean against certified accuracy.
 
     Both are measured on held-out training examples, never on the test set. Each trial is a run folder in
     OUT/trials; those that no other beats in both are listed, and written to OUT/front.json and
@@ -88,7 +88,7 @@ def tune_command(
     \b
     A search that was stopped goes on with:   tightrope tune --resume --out OUT
     A trial's recipe repeats its training:    tightrope train OUT/trials/0007/recipe.toml --out RUN
-    """
+    """  # noqa: D301 -- \b, for click, is the character
     if recipe is None:
         if not resume or out is None:
             raise InputError("say what to search: a RECIPE with a section [tune], or --resume --out OUT")
