@@ -216,9 +216,9 @@ def sweep_page() -> str:
         f"Per cent of the first {found['examples']:,} test images: *certified* by the cascade with"
         f" {found['time_limit']:g} s per image,",
         "*undecided* what it leaves open in that time, *by ibp* what intervals prove. A standard error of a",
-        "share near 95 % is 0.7 %, so neighbours in the table are not told apart. What a step costs was timed",
-        "before each run, while other work ran, and is not exact: the two runs of `ibp` had 3.1 and 2.7, those",
-        "of `exp-ibp` 4.5 and 3.6.",
+        "share near 95 % is 0.7 %, so neighbours in the table are not told apart. What a step costs was",
+        "timed before each run, while other work ran, and is not exact: the two runs of `ibp` had 3.1 and",
+        "2.7, those of `exp-ibp` 4.5 and 3.6.",
         "",
         "| method | train eps | clean | attacked | certified | undecided | by ibp | epochs "
         "| plain steps per step |",
