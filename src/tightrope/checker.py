@@ -470,6 +470,7 @@ def recheck(path: Path) -> Json:
     network, batches, seen = None, dict[tuple[Path, str], Batch](), set[int]()
     for done, record in enumerate(records):
         try:
+            require(record["index"] in expected, "there is no such example among those that were judged")
             require(record["index"] not in seen, "the example stands there twice")
             seen.add(record["index"])
             network = network or Network(contents(folder / "network.safetensors", identity["certificates"]))

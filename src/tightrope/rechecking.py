@@ -144,8 +144,13 @@ def _compare_data(
     for name, members in groupby(records, key=lambda record: str(record["certificate"]["file"])):
         tensors, found = checker.unpack((folder / name).read_bytes())
         row = {claim["index"]: k for k, claim in enumerate(found["claims"])}
-        chosen = [record for record in members if record["index"] < len(source)]
-        index = torch.tensor([record["index"] for record in chosen])
+        chosen = []
+        for record in members:
+            if record["index"] < len(source):
+                chosen.append(record)
+            else:
+                yield record["index"], f"{header['data']} has no such example"
+        index = torch.tensor([record["index"] for record in chosen], dtype=torch.int64)
         ((x, y, _),) = source.batches([index])
         for record, image, label in zip(chosen, x.double().flatten(1).numpy(), y.tolist(), strict=True):
             stored = tensors["x"][row[record["index"]]].ravel()
