@@ -115,6 +115,23 @@ class TestWhatItIsComparedWith:
         assert result.rejected == ({"index": record["index"], "reason": reason},)
         assert sum(result.accepted.values()) == 19
 
+    @pytest.mark.parametrize(
+        ("index", "reason"),
+        [
+            (-1, "-1 is not the index of an example"),
+            (0.5, "0.5 is not the index of an example"),
+            (20, "data.npz has no such example"),
+        ],
+    )
+    def test_an_example_that_the_data_set_does_not_have_is_rejected(self, here, index, reason):
+        certified()
+        files = Files.read(here / "c.jsonl")
+        record = next(r for r in files.records if r["status"] == "misclassified")
+        _, claim, _ = files.claim(record)
+        record["index"] = claim["index"] = index
+        files.write(here / "c.jsonl", sealed=True)
+        assert {"index": index, "reason": reason} in tr.recheck("c.jsonl").rejected
+
     def test_a_file_from_python_names_neither(self, here):
         net = make_model("nets:dense")
         tr.certify(net, load("data.npz").test, tr.Box(0.02), out="c.jsonl", certificates=True, device="cpu")

@@ -470,9 +470,10 @@ def recheck(path: Path) -> Json:
     network, batches, seen = None, dict[tuple[Path, str], Batch](), set[int]()
     for done, record in enumerate(records):
         try:
-            require(record["index"] in expected, "there is no such example among those that were judged")
-            require(record["index"] not in seen, "the example stands there twice")
-            seen.add(record["index"])
+            index = record["index"]
+            require(type(index) is int and index >= 0, f"{index!r} is not the index of an example")
+            require(index not in seen, "the example stands there twice")
+            seen.add(index)
             network = network or Network(contents(folder / "network.safetensors", identity["certificates"]))
             key = folder / Path(record["certificate"]["file"]).name, record["certificate"]["sha256"]
             if key not in batches:
