@@ -49,7 +49,7 @@ def judge(seed: int) -> tuple[str, int, list[tuple[float, float, float, float]]]
         row = rows[t].numpy()
         lines, true = bounds.lower[0, t].item(), float(exact[t])
         found.append((lines, minimise(triangles, row).lower, minimise(program, row).lower, true))
-    proved, _, point, _ = Milp()(problem, given.y)
+    proved, _, point, *_ = Milp()(problem, given.y)
     smallest = min(exact[t] for t in wrong)
     verdict = "robust" if proved else "open"
     if point is not None and bool(point.isfinite().all()):

@@ -13,7 +13,7 @@ from tightrope.attacks import Pgd
 from tightrope.errors import InputError
 from tightrope.graph import recast, trace
 from tightrope.region import REGIONS, Box, L1Ball, L2Ball
-from tightrope.verify import BranchAndBound, Stage
+from tightrope.verify import BranchAndBound, Stage, bab
 from tightrope.verify.stages import LARGEST, answer
 from tightrope.verify.verifiers import find_verifier
 
@@ -129,6 +129,32 @@ def test_when_time_is_over_what_is_open_is_undecided(moments, monkeypatch):
     found = verdicts(ask(SEARCHES["blunt"], *problem, limit=moments / 10))
     assert all(mine in (true, "undecided") for mine, true in zip(found, final, strict=True))
     assert "undecided" in found
+
+
+def test_an_example_that_has_used_up_its_time_is_given_up_and_the_others_are_not(monkeypatch):
+    """A clock that moves by a second for each cell that is bounded."""
+    problem, clock, look = examples(0, 10, 0.1), [0.0], bab.climb
+
+    def timed(frame, *args, **options):
+        clock[0] += len(frame.x)
+        return look(frame, *args, **options)
+
+    monkeypatch.setattr(bab, "climb", timed)
+    monkeypatch.setattr(bab, "at_once", lambda *_: 4)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    graph, x, y, region = problem
+    alone, cost = [], []
+    for i in range(10):
+        began = clock[0]
+        alone += verdicts(ask(SEARCHES["blunt"], graph, x[i : i + 1], y[i : i + 1], region))
+        cost.append(clock[0] - began)
+    limit = 50.0
+    assert sum(cost) < limit * 10, "shared, the time would suffice for all"
+    found = verdicts(ask(SEARCHES["blunt"], *problem, limit=limit))
+    for mine, true, seconds in zip(found, alone, cost, strict=True):
+        assert mine == true if seconds < limit else mine in (true, "undecided")
+    assert found[cost.index(max(cost))] == "undecided"
+    assert max(c for c in cost if c < limit) > 10
 
 
 def test_when_memory_is_over_examples_are_given_up():

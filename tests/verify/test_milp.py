@@ -64,7 +64,7 @@ def test_crown_is_below_the_triangles_which_are_below_the_program_which_is_exact
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_verdict_is_the_sign_of_the_exact_minimum(seed):
     one = given(seed)
-    proved, _, point, _ = ask(Milp(), one.graph, one.x, one.y, one.region)
+    proved, _, point, *_ = ask(Milp(), one.graph, one.x, one.y, one.region)
     smallest = np.delete(exact(seed), one.y).min()
     assert abs(smallest) > 1e-4  # else the verdict may be left open
     assert proved.item() == (smallest > 0)
@@ -77,7 +77,7 @@ def test_the_verdict_is_the_sign_of_the_exact_minimum(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_with_few_switches_it_proves_less_and_nothing_that_is_false(seed):
     one = given(seed)
-    proved, _, point, _ = ask(Milp(extra=1, complete=0), one.graph, one.x, one.y, one.region)
+    proved, _, point, *_ = ask(Milp(extra=1, complete=0), one.graph, one.x, one.y, one.region)
     smallest = np.delete(exact(seed), one.y).min()
     assert not proved.item() or smallest > 0
     assert not point.isfinite().all() or smallest < 0
@@ -213,7 +213,7 @@ class TestWhatGoesWrong:
         one = given(next(filter(needs_it, SEEDS)))
         said = Optimum(lower, None, 0, 0, Status.kOptimal)
         monkeypatch.setattr(milp, "minimise", lambda *_, **__: said)
-        proved, _, point, _ = ask(Milp(), one.graph, one.x, one.y, one.region)
+        proved, _, point, *_ = ask(Milp(), one.graph, one.x, one.y, one.region)
         assert not proved.any()
         assert point.isnan().all()
 
@@ -221,7 +221,7 @@ class TestWhatGoesWrong:
         one = hard()
         for layer in (0, 2, 4):
             one.graph.module[layer].weight.mul_(1e150)
-        proved, margin, point, _ = ask(Milp(), one.graph, one.x, one.y, one.region)
+        proved, margin, point, *_ = ask(Milp(), one.graph, one.x, one.y, one.region)
         assert (proved.item(), margin.item()) == (False, -LARGEST)
         assert point.isnan().all()
 

@@ -138,6 +138,24 @@ class TestVerdicts:
                 assert graph.run(verdict.witness.point.float()[None])[0].argmax() != verdict.label
         assert limits == [7.0]
 
+    def test_time_that_a_stage_spent_on_one_example_is_counted_there(self, graph, examples, monkeypatch):
+        @dataclass(frozen=True)
+        class Slow:
+            name: str = "slow"
+            cheap: bool = False
+
+            def __call__(self, problem, y, limit):
+                clock[0] += 10 + 2 * len(y)
+                seconds = problem.x.new_zeros(len(y)).index_fill(0, torch.tensor([1]), 10.0)
+                return Finding(torch.zeros_like(y, dtype=torch.bool), seconds, seconds=seconds)
+
+        clock = [0.0]
+        monkeypatch.setitem(VERIFIERS, "test", (Slow(),))
+        monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+        result = certify(graph, examples, Box(0.1), verifier="test", attack=None)
+        seconds = [verdict.seconds for verdict in result if verdict.status == "undecided"]
+        assert seconds == pytest.approx([2.0, 12.0, *[2.0] * (len(seconds) - 2)])
+
     def test_a_stage_that_proves_and_refutes_an_example_stops_the_program(
         self, graph, examples, monkeypatch, tmp_path
     ):

@@ -38,7 +38,7 @@ from tightrope.verify.radius import TIME_LIMIT
     type=number,
     default=60.0,
     show_default=True,
-    help="Seconds that each example may take in each stage of the verifier, on average.",
+    help="Seconds that each example may take in each stage of the verifier.",
 )
 @click.option(
     "--certificates",
@@ -243,7 +243,7 @@ def _attack_latent(question: AttackQuestion, node: str) -> None:
     click.option("--batch", type=COUNT, default=CHUNK, show_default=True,
                  help="Examples at once, and between two writes."),
     click.option("--time-limit", type=number, default=TIME_LIMIT, show_default=True,
-                 help="Seconds that each example may take in each stage at each eps, on average."),
+                 help="Seconds that each example may take in each stage at each eps."),
 )  # fmt: skip
 @verifier_option((name for name, stages in VERIFIERS.items() if stages), usual="linear")
 def radius_command(

@@ -47,7 +47,7 @@ class BranchAndBound:
     of split neurons cut at 0. Branching: of the neurons with the largest relaxation errors, the one whose
     worse half has the best bound (filtered smart branching, De Palma et al. 2021). Witnesses: the minimiser
     of each cell's relaxation, and gradient steps from there. Examples take turns, each with its cells of the
-    lowest bounds, so that what one does not need of the time goes to the others.
+    lowest bounds; a round's time is charged to them by their cells, and who has used up its own is given up.
 
     Args:
         name: how verdicts call it.
@@ -76,8 +76,7 @@ class BranchAndBound:
 
     @torch.no_grad()
     def __call__(self, problem: Problem, y: Int[Tensor, "batch"], limit: float = math.inf) -> Finding:
-        """See `Stage`; `limit` times the number of examples is the time for all of them."""
-        deadline = time.perf_counter() + limit * len(y)
+        """See `Stage`; here the limit holds for every single example."""
         activations = {type(node.op) for _, node in problem.graph.activations()}
         others = sorted(kind.__name__ for kind in activations - {ReLU, LeakyReLU})
         if others and self.strict:
@@ -88,7 +87,7 @@ class BranchAndBound:
         if others:
             stage = ClimbStage(self.name, Optimised(iterations=self.first, rate=self.rate, sides="lower"))
             return stage(problem, y, limit)
-        return _Search(self, problem, y, deadline).run()
+        return _Search(self, problem, y, limit).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +126,13 @@ class _Cells:
 class _Search:
     """One search; its arrays say what is known about each example so far.
 
-    `floor` bounds the margins in all cells that are closed, `stuck` are the examples that were given up, and
-    `point` is where an answer changes.
+    `floor` bounds the margins in all cells that are closed, `stuck` are the examples that were given up,
+    `spent` is the time that each took, and `point` is where an answer changes.
     """
 
-    def __init__(self, how: BranchAndBound, problem: Problem, y: Tensor, deadline: float) -> None:
-        self.how, self.y, self.deadline = how, y, deadline
+    def __init__(self, how: BranchAndBound, problem: Problem, y: Tensor, limit: float) -> None:
+        self.how, self.y, self.limit = how, y, limit
+        self.deadline = time.perf_counter() + limit * len(y)
         self.graph, self.x, self.region, self.spec = problem.graph, problem.x, problem.region, problem.spec
         crown = problem.bounds(CROWN)
         interval = problem.bounds(Interval())
@@ -141,6 +141,7 @@ class _Search:
         self.frame = Frame.over(self.graph, self.x, self.region, crown.boxes, "triangle")
         self.floor = self.x.new_full((len(y),), torch.inf)
         self.stuck = torch.zeros_like(y, dtype=torch.bool)
+        self.spent = self.x.new_zeros(len(y))
         self.point = torch.full_like(self.x, torch.nan)
         self.closed: list[tuple[Tensor, ...]] = []
 
@@ -149,20 +150,29 @@ class _Search:
         if time.perf_counter() >= self.deadline:  # whoever ran out of time says nothing
             nothing = torch.zeros_like(self.stuck)
             return Finding(nothing, finite(smallest_margin(self.known, self.y)), self.point)
-        pool = self._examine(self._roots(), self.how.first, attack=True)
+        began, roots = time.perf_counter(), self._roots()
+        pool = self._charge(self._examine(roots, self.how.first, attack=True), roots, began)
         rounds = 0
-        while len(pool) and time.perf_counter() < self.deadline:
+        while len(pool) and (began := time.perf_counter()) < self.deadline:
             rounds += 1
             pool, chosen = self._choose(pool)
             # Attacks become rare: every power of two.
             found = self._examine(self._halves(chosen), self.how.iterations, rounds & (rounds - 1) == 0)
-            pool = self._keep(pool.and_(found))
+            pool = self._keep(self._charge(pool.and_(found), chosen, began))
         self._close(pool)
         self.stuck[pool.example] = True
         refuted = ~self.point.flatten(1).isnan().any(1)
         proved = ~self.stuck & ~refuted
         proofs = self._proofs(proved) if self.how.keep else None
-        return Finding(proved, finite(self.floor), self.point, proofs)
+        return Finding(proved, finite(self.floor), self.point, proofs, self.spent)
+
+    def _charge(self, pool: _Cells, cells: _Cells, began: float) -> _Cells:
+        """What is left of the pool after examples paid for the time that their cells took since `began`."""
+        counts = torch.bincount(cells.example, minlength=len(self.y))
+        self.spent += (time.perf_counter() - began) * counts / max(1, len(cells))
+        late = pool.example[self.spent[pool.example] >= self.limit]
+        self.stuck[late] = True
+        return self._still_open(pool)
 
     def _log(self, cells: _Cells, weight: float = 1.0) -> None:
         """Keep closed cells, if that was asked for, in as little memory as will do."""

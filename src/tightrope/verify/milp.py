@@ -144,23 +144,23 @@ class Milp:
 
     @torch.no_grad()
     def __call__(self, problem: Problem, y: Int[Tensor, "batch"], limit: float = math.inf) -> Finding:
-        """See `Stage`. What easy examples leave of the time goes to the ones after them.
+        """See `Stage`; here the limit holds for every single example.
 
         Raises:
             InputError: if the region is an l_2 ball, or an activation is not ReLU or LeakyReLU.
         """
-        end = time.perf_counter() + limit * len(y)
         layers = layers_of(problem.graph)
         proved, margins, points = [], [], torch.full_like(problem.x, math.nan)
+        seconds = problem.x.new_zeros(len(y))
         for i in range(len(y)):
-            now, one = time.perf_counter(), torch.tensor([i])
-            until = now + (end - now) / (len(y) - i)
-            robust, margin, point = self._look(problem.at(one), layers, y[one], until)
+            one, began = torch.tensor([i]), time.perf_counter()
+            robust, margin, point = self._look(problem.at(one), layers, y[one], began + limit)
+            seconds[i] = time.perf_counter() - began
             proved.append(robust)
             margins.append(margin)
             if point is not None:
                 points[i] = point
-        return Finding(torch.tensor(proved), problem.x.new_tensor(margins), points)
+        return Finding(torch.tensor(proved), problem.x.new_tensor(margins), points, seconds=seconds)
 
     def _look(
         self, problem: Problem, layers: Layers, y: Int[Tensor, "1"], until: float

@@ -105,7 +105,7 @@ def certify(
         verifier: a name in `VERIFIERS`.
         attack: what to look for witnesses with; None looks for none.
         first: judge only the first so many examples.
-        time_limit: seconds that each example may take in each stage, on average over a batch.
+        time_limit: seconds that each example may take in each stage.
         out: file to append verdicts to, JSON lines; None keeps them in memory only.
         resume: go on from that file.
         seed: of the attack's random starts.
@@ -250,7 +250,7 @@ class Judge:
         stages: what tries to prove, in order.
         attack: what tries to falsify, first.
         seed: of the attack's random starts.
-        limit: seconds that each example may take in each stage, on average over a batch.
+        limit: seconds that each example may take in each stage.
         certificates: where to write what the proofs are made of, if anywhere.
     """
 
@@ -356,10 +356,11 @@ class Judge:
         if found.point is not None:
             point = self.region.project(problem.x, found.point.nan_to_num())
             replayed = answer(self.exact, point, y)
-        seconds = (time.perf_counter() - began) / len(rows)
+        alone = torch.zeros_like(found.margin) if found.seconds is None else found.seconds
+        seconds = (alone + (time.perf_counter() - began - float(alone.sum())) / len(rows)).tolist()
         proved, margins = found.proved.tolist(), found.margin.tolist()
         for i, row in enumerate(rows):
-            verdict = replace(verdicts[row], seconds=verdicts[row].seconds + seconds)
+            verdict = replace(verdicts[row], seconds=verdicts[row].seconds + seconds[i])
             if verdict.status == "undecided":
                 status: Status = "robust" if proved[i] else "undecided"
                 verdict = replace(verdict, status=status, stage=stage.name, margin=margins[i])

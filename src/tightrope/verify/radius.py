@@ -140,7 +140,7 @@ def certified_radii(
         verifier: a name in `VERIFIERS`.
         first: only the first so many examples.
         batch: examples per batch at most, and between two writes.
-        time_limit: seconds that each example may take in each stage at each eps, on average over a batch.
+        time_limit: seconds that each example may take in each stage at each eps.
         out: file to append radii to, JSON lines; None keeps them in memory only.
         resume: go on from that file.
         workers: who searches.
@@ -236,7 +236,7 @@ def bisect(
         y: labels.
         region: the largest region to try, one radius for all.
         tolerance: the grid's width is at most this.
-        limit: seconds that each example may take in each stage at each eps, on average.
+        limit: seconds that each example may take in each stage at each eps.
     """
     assert not isinstance(region.eps, Tensor)
     steps = 2 ** max(0, math.ceil(math.log2(region.eps / tolerance)))

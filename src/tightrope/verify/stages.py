@@ -39,12 +39,14 @@ class Finding(NamedTuple):
         point: where the stage thinks that the answer changes, if it looks for such points: NaN where it
             found none. They are replayed before they count.
         proofs: by place in the batch, what made the proofs; None if they cannot be repeated.
+        seconds: time that it spent on each alone; None if on all of them together.
     """
 
     proved: Bool[Tensor, "batch"]
     margin: Float[Tensor, "batch"]
     point: Float[Tensor, "batch *shape"] | None = None
     proofs: dict[int, Proof] | None = None
+    seconds: Float[Tensor, "batch"] | None = None
 
 
 @runtime_checkable
@@ -75,8 +77,8 @@ class Stage(Protocol):
                 float64 and evaluation mode. It may know bounds from earlier stages, and learns what this one
                 computes in full; what was cut short by the limit stays out of it.
             y: labels.
-            limit: seconds that each example may take, on average over the batch; a stage that takes a
-                moment need not look at it.
+            limit: seconds that each example may take (on average, where all are worked on at once); a
+                stage that takes a moment need not look at it.
         """
         ...
 
