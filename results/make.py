@@ -77,7 +77,8 @@ def collect(name: str, runs: list[Path]) -> None:
         "train": f"tightrope train results/{name}/recipe.toml --seed SEED",
         "certify": f"tightrope certify results/{name} --data mnist --eps {eps:g}"
         f" --verifier {verifier}{_limits(certificates[0][0]['identity'], summaries[0]['examples'])} --json",
-        **{key: environments[0][key] for key in ("commit", "machine", "threads", "torch", "parameters")},
+        "commit": ", ".join(dict.fromkeys(environment["commit"] for environment in environments)),
+        **{key: environments[0][key] for key in ("machine", "threads", "torch", "parameters")},
         "dates": [environment["date"] for environment in environments],
     }
     folder = HERE / name
@@ -202,7 +203,7 @@ def sweep_page() -> str:
     """docs/comparison.md, made of sweep.json."""
     found = read_json(HERE / "sweep.json")
     lines = [
-        "# Every method under one budget",
+        "# Methods under one budget",
         "",
         "Written by `python results/make.py` from `results/sweep.json`; do not edit.",
         "",
