@@ -171,7 +171,7 @@ class Graph:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the network's function depends on: all that is saved, buffers that are not, plain attributes."""
+        """What the network's function depends on: what is saved, buffers that are not, plain attributes."""
         plain = {
             f"{path}.{name}": value
             for path, module in self.module.named_modules()
