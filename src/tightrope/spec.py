@@ -30,8 +30,8 @@ class Spec:
             like: a tensor whose dtype and device the rows take.
 
         Raises:
-            InputError: if a label lies outside `0 .. classes - 1`, or there is one class alone: with none that
-                is wrong, everything would be robust.
+            InputError: if a label lies outside `0 .. classes - 1`, or there is one class alone: without a
+                wrong one everything would be robust.
         """
         if classes < 2:
             raise InputError(
