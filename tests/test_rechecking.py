@@ -115,6 +115,39 @@ class TestWhatItIsComparedWith:
         assert result.rejected == ({"index": record["index"], "reason": reason},)
         assert sum(result.accepted.values()) == 19
 
+    def test_the_inputs_that_are_compared_are_those_that_were_checked(self, here):
+        """Even where a file of another folder, with the right inputs, is named beside a checked one."""
+        certified()
+        files = Files.read(here / "c.jsonl")
+        record = files.records[0]
+        name = record["certificate"]["file"]
+        (here / "decoy").mkdir()
+        (here / "decoy" / name).write_bytes(files.raw[name])
+        tensors, _, place = files.claim(record)
+        tensors["x"] = tensors["x"].copy()
+        tensors["x"][place] = np.nextafter(tensors["x"][place], np.float32(0.5))
+        files.write(here / "c.jsonl", sealed=True)
+        path = here / "c.jsonl"
+        path.write_text(path.read_text().replace(f'"file": "{name}"', f'"file": "../decoy/{name}"'))
+        (rejected,) = tr.recheck("c.jsonl").rejected
+        assert rejected == {"index": 0, "reason": "its input or label is not that of data.npz"}
+
+    def test_a_blank_line_is_no_verdict(self, here):
+        certified()
+        path = here / "c.jsonl"
+        path.write_text(path.read_text().replace("\n", "\n\n", 1))
+        assert sum(tr.recheck("c.jsonl").accepted.values()) == 20
+
+    @pytest.mark.parametrize("key", ["weights", "target"])
+    def test_where_the_file_does_not_say_which_network_it_says_so(self, here, key):
+        certified()
+        files = Files.read(here / "c.jsonl")
+        del files.header[key]
+        files.write(here / "c.jsonl", sealed=False)
+        result = tr.recheck("c.jsonl")
+        assert sum(result.accepted.values()) == 20
+        assert "NOT compared" in result.compared[0]
+
     @pytest.mark.parametrize(
         ("index", "reason"),
         [

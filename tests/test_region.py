@@ -64,6 +64,12 @@ class TestConstruction:
             Box(eps)
 
     @each_region
+    @pytest.mark.parametrize("domain", [(1.0, 0.0), (0.0, math.nan), (math.nan, 1.0)])
+    def test_a_domain_has_its_ends_in_order(self, kind, domain):
+        with pytest.raises(InputError, match="the domain must be the smallest and the largest"):
+            kind(0.1, domain=domain)
+
+    @each_region
     def test_one_radius_per_example_or_one_for_all(self, kind):
         with pytest.raises(InputError, match=r"2 radii for a batch of 3"):
             kind(torch.tensor([0.1, 0.2])).corners(pixels(3, 4))

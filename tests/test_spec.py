@@ -40,6 +40,11 @@ def test_a_label_out_of_range_is_refused(label):
         Spec.margins(torch.tensor([0, label]), 3, LIKE)
 
 
+def test_a_single_output_has_no_margins():
+    with pytest.raises(InputError, match="1 output has no wrong class"):
+        Spec.margins(torch.tensor([0]), 1, LIKE)
+
+
 def test_a_batch_may_be_empty():
     assert Spec.margins(torch.empty(0, dtype=torch.int64), 3, LIKE).rows.shape == (0, 3, 3)
 

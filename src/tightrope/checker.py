@@ -22,7 +22,8 @@ from safetensors.numpy import load
 
 FORMAT = "tightrope-certificate/1"
 UNIT = 2.0**-53  # unit roundoff
-FLOOR = 1e-7  # what a bound must exceed: far more than underflow can hide
+TINY = 2.0**-960  # no size counts as less: a share of it is more than what any sum loses to underflow
+FLOOR = 1e-7  # what a bound must exceed
 LOOSE = 1e-4  # by which share a stated margin may lie above the one that is found here
 ROWS, CELLS = 32, 64  # done at once: what a processor works on without waiting for its memory
 
@@ -98,7 +99,8 @@ class Network:
             return before == [size] and (weight is None or weight.shape == (size,))
         if op == "dense":
             return len(before) == 1 and weight.shape == (size, before[0])
-        return op == "conv" and weight.ndim == 4 and before == [np.prod(node["of"])]
+        of, out = node.get("of", [0]), node["shape"][0]
+        return op == "conv" and [*before, *weight.shape[:-2]] == [np.prod(of), out, of[0] // node["groups"]]
 
     def affine(self, i: int, values: list[Array], absolute: bool = False) -> Array:
         """`W z`, or `|W| z`."""
@@ -164,13 +166,13 @@ class Region:
         self.low = np.clip(np.nextafter(x - eps, -np.inf), least, most)
         self.high = np.clip(np.nextafter(x + eps, np.inf), least, most)
         self.middle = (self.low + self.high) / 2
-        self.radius = (self.high - self.low) / 2 + 8 * UNIT * (np.abs(self.low) + np.abs(self.high))
+        self.radius = (self.high - self.low) / 2 + 8 * UNIT * (np.abs(self.low) + np.abs(self.high)) + TINY
 
     def least(self, rows: Array) -> tuple[Array, Array]:
         """The minimum of `<row, x'>` (for a ball: over the whole ball), and how far rounding may be off."""
         size = np.abs(rows)
         farthest = np.abs(self.x) + np.abs(self.middle) + self.radius + self.eps
-        error = gamma(2 * rows.shape[-1]) * dot(size, farthest)
+        error = gamma(2 * rows.shape[-1]) * dot(size + TINY, farthest)
         if self.norm == "inf":
             return dot(rows, self.middle) - dot(size, self.radius), error
         longest = np.sqrt(np.square(size).sum(-1)) if self.norm == "2" else size.max(-1)
@@ -198,15 +200,15 @@ class Reach:
         for i, node in enumerate(network.nodes[1:], start=1):
             c, r = ([values[j] for j in node["inputs"]] for values in (centre, radius))
             if node["op"] == "relu":
-                self.size[i] = np.abs(c[0]) + r[0]
+                self.size[i] = np.abs(c[0]) + r[0] + TINY
                 wide = r[0] + 8 * UNIT * self.size[i]
                 self.boxes[i] = c[0] - wide, c[0] + wide
                 low, high = (bend(node, side) for side in self.boxes[i])
                 centre.append((low + high) / 2)
-                radius.append((high - low) / 2 + 8 * UNIT * (np.abs(low) + np.abs(high)))
+                radius.append((high - low) / 2 + 8 * UNIT * (np.abs(low) + np.abs(high)) + TINY)
             else:
                 largest = [np.abs(a) + b for a, b in zip(c, r, strict=True)]
-                self.size[i] = network.affine(i, largest, absolute=True) + np.abs(network.bias[i])
+                self.size[i] = network.affine(i, largest, absolute=True) + np.abs(network.bias[i]) + TINY
                 centre.append(network.affine(i, c) + network.bias[i])
                 wide = network.affine(i, r, absolute=True)
                 radius.append(wide + 2 * gamma(network.terms[i]) * self.size[i])
@@ -228,10 +230,8 @@ class Reach:
                 low, low_at, high, high_at = lines[i]
                 below = np.minimum(rows, 0)
                 above = rows - below
-                step, parts = (
-                    dot(above, low_at) + dot(below, high_at),
-                    [above * low[:, None] + below * high[:, None]],
-                )
+                step = dot(above, low_at) + dot(below, high_at)
+                parts = [above * low[:, None] + below * high[:, None]]
                 largest = largest + np.abs(low_at) + np.abs(high_at)
                 if push is not None:
                     away = push[:, None, network.part[i]]
@@ -240,7 +240,8 @@ class Reach:
             else:
                 step, parts = rows @ network.bias[i], network.transpose(i, rows)
             total = total + step
-            error = error + gamma(network.terms[i]) * dot(np.abs(rows), largest) + 2 * UNIT * np.abs(total)
+            error = error + 2 * UNIT * np.abs(total)
+            error = error + gamma(network.terms[i]) * dot(np.abs(rows) + TINY, largest)
             for j, part in zip(node["inputs"], parts, strict=True):
                 pending[j] = pending[j] + part if j in pending else part
         if 0 in pending:
@@ -323,7 +324,7 @@ def around(node: Json, low: Array, high: Array, rule: str, slopes: Array | None 
     With the rule "parallel", both have one slope. They hold for the rounded numbers that they are made of.
     """
     left, is_open = node["left"], (low < 0) & (high > 0)
-    known = np.where(low >= 0, 1.0, left)
+    known = np.where(low >= 0, 1.0, np.where(high <= 0, left, np.nan))  # of a box of NaN nothing is known
     chord = np.clip(left + (1 - left) * (high / np.where(is_open, high - low, 1.0)), left, 1)
     if slopes is None:
         slopes = chord if rule == "parallel" else np.where(high > -low, 1.0, left)

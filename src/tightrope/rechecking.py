@@ -67,7 +67,7 @@ def recheck(path: Path | str) -> Recheck:
         report = checker.recheck(path)
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from None
-    header, *records = map(json.loads, read_lines(path))
+    header, *records = (json.loads(line) for line in read_lines(path) if line)
     folder = path.parent / Path(header["certificates"]["folder"]).name
     rejected, compared = list(report["rejected"]), list[str]()
     left_out = {entry["index"] for entry in rejected}
@@ -106,7 +106,8 @@ def _compare_network(header: dict[str, Any], folder: Path) -> str:
     target = header.get("target")
     if target is None:
         raise InputError("the file does not say where the network is")
-    loaded = load_target(target, header["weights"] and Path(header["weights"]))
+    weights = header.get("weights")
+    loaded = load_target(target, weights and Path(weights))
     try:
         content = checker.contents(folder / "network.safetensors", header["identity"]["certificates"])
         stored, program = checker.unpack(content)
@@ -141,7 +142,7 @@ def _compare_data(
     source = as_source(load(header["data"], download=False).test)
     if source.identity() != header["identity"]["data"]:
         raise InputError(f"{header['data']} here is another data set than the one that was certified")
-    for name, members in groupby(records, key=lambda record: str(record["certificate"]["file"])):
+    for name, members in groupby(records, key=lambda record: Path(record["certificate"]["file"]).name):
         tensors, found = checker.unpack((folder / name).read_bytes())
         row = {claim["index"]: k for k, claim in enumerate(found["claims"])}
         chosen = []

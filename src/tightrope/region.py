@@ -28,7 +28,7 @@ class Region(ABC):
         domain: smallest and largest value an input may take, or None where inputs are unbounded.
 
     Raises:
-        InputError: if eps is negative, NaN or infinite.
+        InputError: if eps is negative, NaN or infinite, or the domain's ends are not in order.
     """
 
     eps: float | Float[Tensor, "batch"]
@@ -45,6 +45,10 @@ class Region(ABC):
             raise InputError(
                 f"eps must be finite and not negative (a number, or one per example), got {self.eps}; "
                 "it is in pixel units, for example 0.3 or 8/255"
+            )
+        if self.domain is not None and not self.domain[0] <= self.domain[1]:
+            raise InputError(
+                f"the domain must be the smallest and the largest value of an input, got {self.domain}"
             )
 
     def with_eps(self, eps: float | Float[Tensor, "batch"]) -> Region:

@@ -30,8 +30,14 @@ class Spec:
             like: a tensor whose dtype and device the rows take.
 
         Raises:
-            InputError: if a label lies outside `0 .. classes - 1`.
+            InputError: if a label lies outside `0 .. classes - 1`, or there is one class alone: without a
+                wrong one everything would be robust.
         """
+        if classes < 2:
+            raise InputError(
+                f"a network with {classes} output has no wrong class, so nothing can be robust or not: give "
+                "it an output for every class (for a single logit z: 0 and z)"
+            )
         if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
             raise InputError(
                 f"labels must lie in 0..{classes - 1} for a network with {classes} outputs, "

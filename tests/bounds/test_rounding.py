@@ -113,6 +113,23 @@ def test_it_grows_with_the_box():
     assert (small <= large).all()
 
 
+def test_what_underflows_is_not_taken_for_zero():
+    """In float64 the neuron is -0.1 everywhere; it really is x - 0.1, and the margin 1 - 10 relu(x - 0.1)."""
+    sizes = [1e-38] * 9 + [1e38] * 9
+    layers = [nn.Linear(1, 1) for _ in sizes]
+    net = nn.Sequential(*layers, nn.ReLU(), nn.Linear(1, 2)).double().requires_grad_(False)
+    for layer, size in zip(layers, sizes, strict=True):
+        layer.weight.fill_(size)
+        layer.bias.zero_()
+    layers[-1].bias.fill_(-0.1)
+    net[-1].weight.copy_(torch.tensor([[-10.0], [0.0]]))
+    net[-1].bias.copy_(torch.tensor([1.0, 0.0]))
+    x = torch.full((1, 1), 0.5, dtype=torch.float64)
+    problem = Problem(trace(net, (1,)), x, Box(0.1), Spec.margins(torch.tensor([0]), 2, x))
+    assert problem.bounds(Interval()).lower[0, 1] == 1
+    assert rounding_error(problem)[0, 1] > 4
+
+
 def test_what_overflows_has_no_error_bound():
     problem = at(net("dense", 0, spread=0), torch.float64, Box(0.1), 0)
     for module in problem.graph.module:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from tightrope.bounds import Bounds, Interval, Problem
 from tightrope.errors import InputError
+from tightrope.files import fingerprint
 from tightrope.graph import Graph, ops, recast, trace
 from tightrope.region import Box
 from tightrope.spec import Spec
@@ -378,6 +380,46 @@ def test_the_structure_tells_networks_apart_by_all_but_their_weights():
 
     assert structure() == structure(seed=1)
     assert len({structure(), structure(hidden=5), structure(slope=0.2), structure(eps=1e-3)}) == 4
+
+
+class Pooling(nn.Module):
+    """Average and maximum pooling as functions, and two layers in one order or the other."""
+
+    def __init__(self, padded=True, window=3, swapped=False):
+        super().__init__()
+        self.padded, self.window, self.swapped = padded, window, swapped
+        self.one, self.two = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        x = functional.avg_pool2d(x, 3, 1, 1, count_include_pad=self.padded)
+        x = functional.max_pool2d(x, self.window, 1, self.window // 2).flatten(1)
+        one, two = (self.two, self.one) if self.swapped else (self.one, self.two)
+        return two(torch.relu(one(x)))
+
+
+def test_the_structure_tells_settings_and_the_order_of_equal_layers():
+    made = [Pooling(), Pooling(padded=False), Pooling(window=1), Pooling(swapped=True)]
+    for padded in (True, False):
+        pool = nn.AvgPool2d(3, 1, 1, count_include_pad=padded)
+        made.append(nn.Sequential(pool, nn.Flatten(), nn.Linear(16, 16)))
+    assert len({trace(net, (1, 4, 4)).structure() for net in made}) == 6
+
+
+def test_its_tensors_are_all_that_its_function_depends_on():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.register_buffer("mean", torch.zeros(2), persistent=False)
+            self.plain = torch.ones(2)
+
+        def forward(self, x):
+            return self.layer((x - self.mean) / self.plain)
+
+    graph = trace(nn.Sequential(Shifted()), (2,))
+    assert set(graph.tensors()) == {"0.layer.weight", "0.layer.bias", "0.mean", "0.plain"}
+    graph = trace(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), (2,))
+    assert fingerprint(graph.tensors()) == fingerprint(graph.module.state_dict())
 
 
 def test_what_enters_each_activation_is_what_its_predecessor_yields():

@@ -389,6 +389,11 @@ def test_in_evaluation_an_operator_runs_as_it_is_applied(row):
     assert after is node.op
 
 
+def test_a_mask_of_truth_values_is_its_own_absolute_value():
+    graph = trace(Fn(lambda s, x: x * s.mask, mask=torch.tensor([True, False])), (2,))
+    assert graph.nodes[1].op.absolute(torch.ones(1, 2)).tolist() == [[1.0, 0.0]]
+
+
 @pytest.mark.parametrize("slope", [-0.1, 1.1, float("nan")])
 def test_a_leaky_relu_must_increase_and_be_convex(slope):
     with pytest.raises(InputError, match=r"negative slope in \[0, 1\]"):

@@ -67,6 +67,21 @@ GRAPHS = {
 }
 
 
+def chain(inputs, layers):
+    """A network of dense layers, each a weight and perhaps a bias, and "relu"."""
+    nodes, tensors = [{"op": "input", "inputs": [], "shape": [inputs]}], {}
+    for number, layer in enumerate(layers, start=1):
+        node = {"inputs": [number - 1], "shape": nodes[-1]["shape"]}
+        if layer == "relu":
+            node |= {"op": "relu", "left": 0.0}
+        else:
+            node |= {"op": "dense", "shape": [len(layer[0])]}
+            named = zip(("weight", "bias"), layer, strict=False)
+            tensors |= {f"{number}.{name}": np.array(value) for name, value in named}
+        nodes.append(node)
+    return checker.Network(pack(tensors, {"format": checker.FORMAT, "nodes": nodes}))
+
+
 def network(graph):
     return checker.Network(export(graph).content())
 
@@ -178,6 +193,26 @@ class TestWhatItComputes:
                 bound = float(reach.lower(program.end, np.array([[[1.0, -1.0]]]), lines)[0, 0])
                 assert Fraction(bound) <= z[0] - z[1]
         assert too_large > 10
+
+    @pytest.mark.parametrize("rule", checker.RULES)
+    @pytest.mark.parametrize("name", ["underflow", "overflow"])
+    def test_what_float64_cannot_hold_is_not_taken_for_zero(self, name, rule):
+        """The logits are 1 - relu(1e200 x - 1) and 0, then 1 - relu(1e309 (relu(x_0) - relu(x_1))) and 0."""
+        last = ([[-1.0], [0.0]], [1.0, 0.0])
+        if name == "underflow":
+            layers = [([[1e-200]],), ([[1e-200]],), ([[1e300]],), ([[1e300]], [-1.0]), "relu", last]
+            x, eps = np.array([[0.5]]), 0.1
+        else:
+            layers = [([[1e155, 0.0], [0.0, 1e155]],), "relu", ([[1e154, -1e154]],), "relu", last]
+            x, eps = np.zeros((1, 2)), 1e-307
+        region = checker.Region(x, eps, "inf", None)
+        with np.errstate(all="ignore"), pytest.raises(checker.RejectedError, match="only proved to exceed"):
+            checker.prove(chain(x.size, layers), region, 0, rule, {})
+
+    def test_of_a_box_that_is_not_known_no_line_is(self):
+        box = np.array([[np.nan]]), np.array([[1.0]])
+        for rule in ("adaptive", "parallel"):
+            assert np.isnan(checker.around({"left": 0.0}, *box, rule)[0])
 
     def test_operators_that_it_does_not_know_are_refused(self):
         with pytest.raises(UnknownError, match="Sigmoid"):
@@ -299,6 +334,18 @@ class TestWhatItRejects:
         nodes[2].update(change)
         with pytest.raises((checker.RejectedError, LookupError, AttributeError)):
             checker.Network(pack(program, {**header, "nodes": nodes}))
+
+    def test_a_convolution_whose_weight_is_cut_up_in_another_way(self):
+        """As many entries, in another shape: its sums would be taken for shorter ones than they are."""
+        settings = {"padding": [0, 0], "stride": [1, 1], "dilation": [1, 1], "groups": 1, "of": [16, 1, 1]}
+        nodes = [
+            {"op": "input", "inputs": [], "shape": [16]},
+            {"op": "conv", "inputs": [0], "shape": [1, 1, 1], **settings},
+        ]
+        header = {"format": checker.FORMAT, "nodes": nodes}
+        checker.Network(pack({"1.weight": np.ones((1, 16, 1, 1))}, header))
+        with pytest.raises(checker.RejectedError, match="a bad node"):
+            checker.Network(pack({"1.weight": np.ones((4, 4, 1, 1))}, header))
 
     @pytest.mark.parametrize("shape", [(1,), (1, 6), (3, 6), (6, 6)])
     def test_factors_of_another_shape(self, shape):

@@ -398,6 +398,21 @@ class TestSoundnessViolation:
         assert (tmp_path / "soundness-violation-1.safetensors").is_file()
 
 
+class Shifted(nn.Module):
+    """A network behind a shift that a file of weights does not hold: a buffer, or a plain attribute."""
+
+    def __init__(self, network, by, persistent):
+        super().__init__()
+        self.network = network
+        if persistent is None:
+            self.by = by
+        else:
+            self.register_buffer("by", by, persistent=persistent)
+
+    def forward(self, x):
+        return self.network(x + self.by)
+
+
 class TestResume:
     """A stopped certification goes on to the verdicts that it would have come to anyway."""
 
@@ -463,6 +478,18 @@ class TestResume:
         net = handmade()
         net[1] = nn.LeakyReLU(0.1)
         return net
+
+    @pytest.mark.parametrize("persistent", [False, None])
+    def test_a_network_with_another_tensor_that_is_not_saved_is_another(self, examples, tmp_path, persistent):
+        def shifted(by):
+            net = Shifted(handmade(), torch.full((3,), by), persistent)
+            return trace(net, (3,))
+
+        out = tmp_path / "certify.jsonl"
+        certify(shifted(0.0), examples, Box(0.1), verifier="ibp", out=out, first=2)
+        assert len(certify(shifted(0.0), examples, Box(0.1), verifier="ibp", out=out, resume=True)) == 4
+        with pytest.raises(IdentityError, match=r"other settings:\n  weights: "):
+            certify(shifted(0.5), examples, Box(0.1), verifier="ibp", out=out, resume=True)
 
     @pytest.mark.parametrize(
         ("key", "change"),

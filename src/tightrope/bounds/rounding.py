@@ -44,12 +44,14 @@ def rounding_error(problem: Problem) -> Float[Tensor, "batch rows"]:
     boxes = problem.bounds(Interval()).boxes
     share = unit(graph, x.dtype)
     size = x.abs() + region.radius(x)
-    values = {0: (size, torch.zeros_like(size))}
+    # A share of this is more than what a sum loses to underflow, even if later weights make that loss large.
+    least = torch.finfo(x.dtype).tiny ** 0.9
+    values = {0: (size + least, torch.zeros_like(size))}
     for i, node in enumerate(graph.nodes[1:], start=1):
         sizes, errors = zip(*[values[j] for j in node.inputs], strict=True)
         if isinstance(node.op, Affine):
             constant = node.op.apply(*[torch.zeros_like(size[:1]) for size in sizes])
-            values[i] = node.op.absolute(*sizes) + constant.abs(), node.op.absolute(*errors)
+            values[i] = node.op.absolute(*sizes) + constant.abs() + least, node.op.absolute(*errors)
         else:
             assert isinstance(node.op, Activation)
             values[i] = _through(node.op, sizes[0], errors[0], boxes[i], share)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tightrope.errors import InputError
-from tightrope.graph.ops import Activation, Affine, BatchNorm, Conv, Identity, Linear, Operator, Reshape
+from tightrope.graph.ops import Activation, Affine, BatchNorm, Conv, Identity, Linear, Live, Operator, Reshape
 from tightrope.spec import Spec
 
 
@@ -157,15 +159,40 @@ class Graph:
 
     def structure(self) -> str:
         """A hash of all but the weights: operators, their settings and connections, parameter shapes."""
-        # A module says its settings: BatchNorm its eps, a pooling layer its window.
-        plain = (bool, int, float, str, tuple, type(None), nn.Module)
+        saved = self.module.state_dict()
         parts = [
-            f"{type(node.op).__name__} {[v for v in vars(node.op).values() if isinstance(v, plain)]} "
-            f"{node.inputs} {tuple(node.shape)}"
+            f"{type(node.op).__name__} {_settings(node.op)} {node.inputs} {tuple(node.shape)}"
             for node in self.nodes[1:]
         ]
-        parts += [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in self.module.state_dict().items()]
+        parts += [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in saved.items()]
+        read = self._read()
+        if read != [name for name in saved if not name.endswith("num_batches_tracked")]:
+            parts.append(f"{read}")  # which layer has which weights does not follow from their order
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the network's function depends on: what is saved, buffers that are not, plain attributes."""
+        plain = {
+            f"{path}.{name}": value
+            for path, module in self.module.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor)
+        }
+        return {**plain, **dict(self.module.named_buffers()), **self.module.state_dict()}
+
+    def _read(self) -> list[str]:
+        """The names of the tensors that the operators read, in order."""
+        paths = {id(module): f"{path}." if path else "" for path, module in self.module.named_modules()}
+        found = list[str]()
+        for value in (value for node in self.nodes[1:] for value in vars(node.op).values()):
+            if isinstance(value, Live):
+                found.append(f"{paths[id(value.owner)]}{value.name}")
+            elif isinstance(value, nn.Module):
+                names = (name for name, _ in (*value.named_parameters(), *value.named_buffers()))
+                found += [
+                    f"{paths[id(value)]}{name}" for name in names if not name.endswith("num_batches_tracked")
+                ]
+        return found
 
     def check(self, x: Tensor) -> None:
         """Raise an InputError unless `x` is a batch of what the network was traced for."""
@@ -181,6 +208,21 @@ class Graph:
             for j in node.inputs:
                 last[j] = i
         return last
+
+
+def _settings(op: Operator | None) -> list[Any]:
+    """What an operator was told, but for its weights; a module says it, or most of it."""
+    plain = (bool, int, float, str, tuple, type(None), nn.Module)
+    found = list[Any]()
+    for value in vars(op).values():
+        if isinstance(value, partial):
+            found += sorted(value.keywords.items())
+        elif isinstance(value, plain):
+            found.append(value)
+        if isinstance(value, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
+            untold = ("ceil_mode", "count_include_pad", "divisor_override")
+            found += [getattr(value, name, None) for name in untold]
+    return found
 
 
 def _uses(nodes: Sequence[Node]) -> list[int]:

@@ -392,6 +392,8 @@ class Scale(Affine):
 
     def absolute(self, *radii: Tensor) -> Tensor:
         factor = _value(self.factor)
+        if isinstance(factor, Tensor) and factor.dtype == torch.bool:  # a mask has no absolute value
+            return radii[0] * factor
         size = factor.abs() if isinstance(factor, Tensor) else abs(factor)
         return radii[0] / size if self.divide else radii[0] * size
 

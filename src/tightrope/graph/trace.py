@@ -49,6 +49,11 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
         ['input', '0', '1', '2']
     """
     _check_finite(module)
+    if _is_altered(module):
+        raise UnsupportedOperatorError(
+            "the network itself has forward hooks, or a forward that is not its class's, which a bound would "
+            "not see: put it inside another module that does this in its forward"
+        )
     with _evaluation(module):
         try:
             fx_graph = _Tracer().trace(module)
@@ -94,6 +99,11 @@ def _evaluation(module: nn.Module) -> Iterator[None]:
     finally:
         for m, training in modes:
             m.training = training
+
+
+def _is_altered(module: nn.Module) -> bool:
+    """Whether a call does something else than the forward of the module's class."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _like(module: nn.Module) -> Tensor:
@@ -220,9 +230,10 @@ def _operator(
     call = _Call(module, n, values)
     if n.op == "call_module":
         target = module.get_submodule(str(n.target))
-        if target._forward_hooks or target._forward_pre_hooks:
+        if _is_altered(target):
             raise _Unsupported(
-                "it has forward hooks, which a bound would not see; use parametrizations instead"
+                "it has forward hooks, or a forward of its own, which a bound would not see; use "
+                "parametrizations or a subclass instead"
             )
         make = _MODULES.get(type_before_parametrizations(target))
         if make is None:

@@ -441,7 +441,7 @@ def exact_inputs(x: Tensor, region: Region) -> Tensor:
 def identify(graph: Graph, examples: Examples, region: Region) -> dict[str, Any]:
     """What tells this network, this data and this kind of region from others, whatever the radius."""
     return {
-        "weights": fingerprint(graph.module.state_dict()),
+        "weights": fingerprint(graph.tensors()),
         "network": graph.structure(),
         "data": examples.identity(),
         "norm": region.norm,
