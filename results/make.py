@@ -123,7 +123,9 @@ def repeated(name: str, file: Path) -> None:
     ours = result["ours"]
     found, wanted = (len(verdicts), _robust(verdicts)), (ours["examples"], ours["robust_of_first_seed"])
     if found != wanted:
-        sys.exit(f"{file} proves {found[1]} of {found[0]} examples, and the claim is {wanted[1]} of {wanted[0]}")
+        sys.exit(
+            f"{file} proves {found[1]} of {found[0]} examples, and the claim is {wanted[1]} of {wanted[0]}"
+        )
     ours[f"robust_of_its_first_{FIRST}"] = _robust(verdicts[:FIRST])
     write_atomically(path, to_json(result, indent=2) + "\n")
 
