@@ -684,7 +684,7 @@ def test_ctrl_c_keeps_finished_verdicts_and_resuming_gives_the_same(here, monkey
 
 def test_a_killed_certify_resumes_to_the_same_verdicts(here):
     path = Path("a.jsonl")
-    command = ["certify", "run", "--out", "a.jsonl", "--threads", "1", "--attack-restarts", "8"]
+    command = ["certify", "run", "--out", "a.jsonl", "--threads", "1", "--attack-restarts", "4"]
     process = subprocess.Popen([*PROGRAM, *command], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (path.exists() and path.read_bytes().count(b"\n") > 1) and time.monotonic() < deadline:
@@ -726,7 +726,7 @@ def own_weights() -> dict[str, torch.Tensor]:
 
 def test_killed_jobs_lose_nothing_that_was_written_and_resume_to_the_same_verdicts(here):
     path = Path("a.jsonl")
-    command = ["certify", "run", "--out", "a.jsonl", "--attack-restarts", "8"]
+    command = ["certify", "run", "--out", "a.jsonl", "--attack-restarts", "4"]
     process = subprocess.Popen([*PROGRAM, *command, "--jobs", "2"], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (path.exists() and path.read_bytes().count(b"\n") > 1) and time.monotonic() < deadline:
