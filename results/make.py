@@ -1,7 +1,8 @@
 """Collect finished and certified runs into a results folder, and write docs/results.md anew.
 
     python results/make.py NAME RUN [RUN ...]     one run per seed; RUN holds certify-VERIFIER-inf-EPS.jsonl
-    python results/make.py NAME VERDICTS.jsonl    what the cascade decided of the network NAME, and when
+    python results/make.py NAME VERDICTS.jsonl    what the cascade decided of the network NAME, and when; or
+                                                  how many of the first images its claim's verifier proves
     python results/make.py                        only the page
 
 The first run's weights are the ones that are kept. The paper's figures, and the verifier if it is not
@@ -15,15 +16,17 @@ import shutil
 import statistics
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tightrope.files import read_json, to_json, write_atomically
-from tightrope.verify import read_verdicts, summarise
+from tightrope.verify import Verdict, read_verdicts, summarise
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "results.md"
 OURS = ("notes", "cost", "verifier", "weights")  # in papers.toml, what the papers do not say
+FIRST = 1000  # images whose figure tests compare, where all would take too long
 STAGES = ("ibp", "crown-ibp", "crown", "alpha-crown", "complete")
 ERRORS = {
     "verified_error": "certified_accuracy",
@@ -64,6 +67,7 @@ def collect(name: str, runs: list[Path]) -> None:
             "verifier": verifier,
             "attack": certificates[0][0]["identity"]["attack"],
             "robust_of_first_seed": summaries[0]["robust"],
+            f"robust_of_its_first_{FIRST}": _robust(certificates[0][1][:FIRST]),
             "linear_of_its_first_20": sum(
                 verdict.status == "robust" and verdict.stage in ("ibp", "crown-ibp", "crown")
                 for verdict in certificates[0][1][:20]
@@ -111,6 +115,24 @@ def decided(name: str, file: Path) -> None:
         **{key: header["environment"][key] for key in ("commit", "machine", "threads", "torch", "date")},
     }
     write_atomically(HERE / name / "cascade.json", to_json(content, indent=2) + "\n")
+
+
+def repeated(name: str, file: Path) -> None:
+    """Add to results/NAME/result.json how many of the first images the verdicts behind its claim prove."""
+    path = HERE / name / "result.json"
+    result, verdicts = read_json(path), read_verdicts(file)[1]
+    ours = result["ours"]
+    found, wanted = (len(verdicts), _robust(verdicts)), (ours["examples"], ours["robust_of_first_seed"])
+    if found != wanted:
+        sys.exit(
+            f"{file} proves {found[1]} of {found[0]} examples, and the claim is {wanted[1]} of {wanted[0]}"
+        )
+    ours[f"robust_of_its_first_{FIRST}"] = _robust(verdicts[:FIRST])
+    write_atomically(path, to_json(result, indent=2) + "\n")
+
+
+def _robust(verdicts: Sequence[Verdict]) -> int:
+    return sum(verdict.status == "robust" for verdict in verdicts)
 
 
 def _limits(identity: dict[str, Any], examples: int) -> str:
@@ -250,7 +272,9 @@ def _cell(spread: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) > 2 and sys.argv[2].endswith(".jsonl"):
-        decided(sys.argv[1], Path(sys.argv[2]))
+        name, file = sys.argv[1], Path(sys.argv[2])
+        how = read_verdicts(file)[0]["identity"]["verifier"]
+        (decided if how == "cascade" else repeated)(name, file)
     elif len(sys.argv) > 2:
         collect(sys.argv[1], [Path(run) for run in sys.argv[2:]])
     write_atomically(PAGE, page())

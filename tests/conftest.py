@@ -14,5 +14,7 @@ install_import_hook([f"tightrope.{part}" for part in SHAPED], "beartype.beartype
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("default")
 torch.set_num_threads(1)
+if not torch.cuda.is_available():  # else each call keeps a stack trace for an accelerator that may come: 4 ms
+    torch.manual_seed = torch.default_generator.manual_seed
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)

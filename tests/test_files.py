@@ -8,7 +8,7 @@ import os
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter
 
@@ -106,6 +106,7 @@ JSON = st.recursive(
 RECORDS = st.lists(st.dictionaries(st.text(), JSON, max_size=4), max_size=4)
 
 
+@settings(max_examples=30)
 @given(RECORDS, RECORDS)
 def test_lines_come_back_as_they_were_appended(tmp_path_factory, first, second):
     path = tmp_path_factory.mktemp("lines") / "file"

@@ -179,7 +179,7 @@ class TestMinimise:
 
 
 class TestProject:
-    @settings(max_examples=300)
+    @settings(max_examples=100)
     @given(batches(), radii, domains)
     def test_a_projected_point_lies_inside_and_stays_where_it_is(self, batch, eps, domain):
         x, point = batch
@@ -191,7 +191,7 @@ class TestProject:
             assert bool((distance(region, x, inside) <= eps + 4e-16).all())
             assert torch.equal(region.clip(inside), inside)
 
-    @settings(max_examples=300)
+    @settings(max_examples=100)
     @given(batches(torch.float32), radii, domains)
     def test_the_same_in_single_precision(self, batch, eps, domain):
         x, point = batch

@@ -381,7 +381,7 @@ class TestGradients:
             bounds = ENGINE(Problem(graph, x, Box(eps), spec))
             return bounds.lower, bounds.upper
 
-        assert torch.autograd.gradcheck(bound, tuple(net.parameters()))
+        assert torch.autograd.gradcheck(bound, tuple(net.parameters()), fast_mode=True)
 
     def test_they_are_right_through_the_statistics_of_a_training_batch(self):
         net, graph, x, eps, spec = self.setup()
@@ -391,7 +391,7 @@ class TestGradients:
             bounds = ENGINE(Problem(graph.run(x)[1], x, Box(eps), spec))
             return bounds.lower, bounds.upper
 
-        assert torch.autograd.gradcheck(bound, (x.requires_grad_(), *net.parameters()))
+        assert torch.autograd.gradcheck(bound, (x.requires_grad_(), *net.parameters()), fast_mode=True)
 
     @pytest.mark.parametrize("kind", REGIONS)
     def test_they_are_right_for_an_affine_network(self, kind):

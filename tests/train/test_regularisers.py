@@ -105,7 +105,9 @@ def test_the_gradient_is_that_of_finite_differences(batch, term):
     x, y = inputs(3)
     parameters = tuple(p for layer in (module[0], module[2]) for p in layer.parameters())
     assert term(batch(module, eps=0.01, x=x, y=y)).item() > 0
-    assert torch.autograd.gradcheck(lambda *_: term(batch(module, eps=0.01, x=x, y=y)), parameters)
+    assert torch.autograd.gradcheck(
+        lambda *_: term(batch(module, eps=0.01, x=x, y=y)), parameters, fast_mode=True
+    )
 
 
 def test_while_eps_is_zero_boxes_are_compared_at_a_very_small_eps(batch):

@@ -119,11 +119,16 @@ def test_without_time_nothing_is_decided():
     assert verdicts(found) == ["undecided"] * 20
 
 
+@pytest.fixture(scope="module")
+def final():
+    """What the blunt search comes to with all the time in the world."""
+    return verdicts(ask(SEARCHES["blunt"], *examples(0, 10, 0.1)))
+
+
 @pytest.mark.parametrize("moments", [1, 2, 3, 4, 6])
-def test_when_time_is_over_what_is_open_is_undecided(moments, monkeypatch):
+def test_when_time_is_over_what_is_open_is_undecided(moments, final, monkeypatch):
     """A clock that moves by a second each time it is read."""
     problem = examples(0, 10, 0.1)
-    final = verdicts(ask(SEARCHES["blunt"], *problem))
     clock = itertools.count()
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
     found = verdicts(ask(SEARCHES["blunt"], *problem, limit=moments / 10))

@@ -1,5 +1,6 @@
 import copy
 import errno
+import itertools
 import json
 import math
 import os
@@ -425,7 +426,9 @@ class TestResume:
         wanted = run(resume=False)
         content = out.read_bytes()
         lines = content.splitlines(keepends=True)
-        for length in range(len(lines[0]), len(content) + 1, 5):
+        ends = list(itertools.accumulate(map(len, lines)))
+        beside = {end + by for end in ends for by in (-1, 0, 1)}  # within a line one place is like another
+        for length in sorted({*range(ends[0], ends[-1], 40), *beside} & {*range(ends[0], ends[-1] + 1)}):
             out.write_bytes(content[:length])
             assert run(resume=True) == wanted
             header, verdicts = read_verdicts(out)

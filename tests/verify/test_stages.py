@@ -20,7 +20,7 @@ from .conftest import handmade, random_net
 from .referee import ask
 
 
-@dataclass
+@dataclass(frozen=True)
 class Says:
     """An engine that bounds the margin over class 1 by what it is told, whatever the network."""
 

@@ -184,7 +184,7 @@ WORDS = [
 WORDS += ["<", "=", "+", "-", "*", "X_0", "Y_0", "Y[0]", "[1]", "Real", "1", "-0.5", ";", "\n", "[", "]"]
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(st.sampled_from(WORDS), max_size=30), st.booleans())
 def test_no_text_at_all_leads_to_anything_but_a_property_or_a_refusal(words, whole):
     start = (
@@ -227,7 +227,7 @@ def true(formula, at: dict[str, float]) -> bool:
     return OPERATORS[head](value(rest[0], at), value(rest[1], at))
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(formulas)
 def test_boxes_and_cases_say_what_the_formula_says(formula):
     declared = "(declare-const X_0 Real) (declare-const Y_0 Real) (declare-const Y_1 Real)"

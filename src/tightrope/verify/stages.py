@@ -112,7 +112,7 @@ class BoundStage:
         Raises:
             TightropeError: if what stands in the engine's place only estimates.
         """
-        bounds = self.engine(problem)
+        bounds = problem.bounds(self.engine)  # the slack may ask for them again
         if not isinstance(bounds, Bounds):
             raise TightropeError(f"{self.name} yields estimates, which prove nothing; use a sound verifier")
         margin = finite(smallest_margin(bounds.lower, y))
