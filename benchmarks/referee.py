@@ -25,7 +25,7 @@ from tests.verify.referee import ask, case, smallest_margin
 from tightrope.region import Box, L1Ball
 from tightrope.verify.bab import BranchAndBound
 
-SEARCHES = (BranchAndBound(), BranchAndBound(iterations=0, first=0, candidates=1))
+SEARCHES = (BranchAndBound(), BranchAndBound(iterations=0, candidates=1))
 
 
 def main() -> None:

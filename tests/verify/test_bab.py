@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -14,14 +13,14 @@ from tightrope.errors import InputError
 from tightrope.graph import recast, trace
 from tightrope.region import REGIONS, Box, L1Ball, L2Ball
 from tightrope.verify import BranchAndBound, Stage, bab
-from tightrope.verify.stages import LARGEST, answer
+from tightrope.verify.stages import answer
 from tightrope.verify.verifiers import find_verifier
 
 from .conftest import random_net
 from .referee import ask, case, smallest_margin
 
 # Without gradient steps it has to split down to single patterns.
-SEARCHES = {"usual": BranchAndBound(), "blunt": BranchAndBound(iterations=0, first=0, candidates=1)}
+SEARCHES = {"usual": BranchAndBound(), "blunt": BranchAndBound(iterations=0, candidates=1)}
 
 
 def verdicts(found) -> list[str]:
@@ -107,6 +106,30 @@ def test_verdicts_do_not_depend_on_the_batch_and_each_example_has_its_own_eps(se
     ]
 
 
+def test_halves_begin_with_bounds_that_are_no_lower_than_their_cell_s(monkeypatch):
+    compared = 0
+    halve = bab._Search._halves
+
+    def begun(search, cells):
+        settings = {"rate": 0.1, "enough": search.slack[cells.example], "signs": cells.signs}
+        frame, rows = search._frame(cells), search._row(cells)
+        return bab.climb(
+            frame, rows, cells.slopes, iterations=0, multipliers=cells.multipliers, **settings
+        ).lower
+
+    def halves(search, cells):
+        nonlocal compared
+        found, whole = halve(search, cells), begun(search, cells).repeat(2)
+        assert (begun(search, found) >= whole - 1e-9 * (1 + whole.abs())).all()
+        compared += len(found)
+        return found
+
+    monkeypatch.setattr(bab._Search, "_halves", halves)
+    for seed in (0, 1):
+        ask(BranchAndBound(iterations=3), *examples(seed, 10, 0.15))
+    assert compared > 50
+
+
 def test_lots_of_cells_change_no_verdict(monkeypatch):
     problem = examples(0, 10, 0.1)
     whole = verdicts(ask(BranchAndBound(), *problem))
@@ -165,7 +188,7 @@ def test_an_example_that_has_used_up_its_time_is_given_up_and_the_others_are_not
 def test_when_memory_is_over_examples_are_given_up():
     problem = examples(0, 10, 0.1)
     final = verdicts(ask(BranchAndBound(), *problem))
-    found = verdicts(ask(BranchAndBound(iterations=0, first=0, candidates=1, most=2), *problem))
+    found = verdicts(ask(BranchAndBound(iterations=0, candidates=1, most=2), *problem))
     assert all(mine in (true, "undecided") for mine, true in zip(found, final, strict=True))
     assert "undecided" in found
 
@@ -212,12 +235,3 @@ def test_a_network_without_unstable_neurons_is_decided_at_once():
     assert not ask(find_verifier("alpha-crown")[0], graph, x, y, L2Ball(0.5)).proved.item()
     assert verdicts(ask(BranchAndBound(), graph, x, y, L2Ball(0.5))) == ["robust"]
     assert verdicts(ask(BranchAndBound(), graph, x, y, L2Ball(0.5, domain=None))) == ["falsified"]
-
-
-def test_an_example_without_rivals_is_robust():
-    graph = trace(nn.Linear(2, 1).double().requires_grad_(False), (2,))
-    found = ask(
-        BranchAndBound(), graph, torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0]), Box(0.1), math.inf
-    )
-    assert verdicts(found) == ["robust"]
-    assert found.margin.item() == LARGEST

@@ -291,12 +291,12 @@ def climb(
         multipliers: where to begin.
     """
     left = frame.left.expand(len(slopes), -1).gather(1, frame.places)
-    least, most = left, torch.ones_like(left)
+    lower, upper = (side.gather(1, frame.places) for side in (frame.lower, frame.upper))
+    least, most = left.masked_fill(lower >= 0, 1.0), torch.where(upper <= 0, left, 1.0)
     point, rates = slopes, torch.full_like(slopes, rate)
     if signs is not None and multipliers is not None:
-        fixed = torch.where(signs > 0, 1.0, left)
-        least = torch.cat([torch.where(signs == 0, left, fixed), torch.zeros_like(left)], 1)
-        most = torch.cat([torch.where(signs == 0, 1.0, fixed), torch.where(signs == 0, 0.0, torch.inf)], 1)
+        least = torch.cat([least, torch.zeros_like(left)], 1)
+        most = torch.cat([most, torch.where(signs == 0, 0.0, torch.inf)], 1)
         point, rates = torch.cat([slopes, multipliers], 1), torch.cat([rates, rates / 2], 1)
     point = point.clamp(least, most)
     # Many bounds suffice as they are: only the others are worth keeping what a gradient needs.

@@ -44,15 +44,15 @@ class BranchAndBound:
     """Proves or refutes, by splitting at unstable ReLUs; what time or memory leaves open is undecided.
 
     Bounds: slopes and split multipliers by gradient (Wang et al. 2021, beta-CROWN), over CROWN's boxes, those
-    of split neurons cut at 0. Branching: of the neurons with the largest relaxation errors, the one whose
-    worse half has the best bound (filtered smart branching, De Palma et al. 2021). Witnesses: the minimiser
-    of each cell's relaxation, and gradient steps from there. Examples take turns, each with its cells of the
-    lowest bounds; a round's time is charged to them by their cells, and who has used up its own is given up.
+    of split neurons cut at 0. Branching: of the neurons whose lines err most at the minimiser of the
+    relaxation, the one whose worse half has the best bound (as in filtered smart branching, De Palma et al.
+    2021, which looks at the largest errors anywhere). Witnesses: that minimiser, and gradient steps from it.
+    Examples take turns, each with its cells of the lowest bounds; a round's time is charged to them by their
+    cells, and who has used up its own is given up.
 
     Args:
         name: how verdicts call it.
         iterations: gradient steps for each cell.
-        first: gradient steps for the cells that the search begins with.
         rate: length of these steps at the beginning.
         candidates: neurons of which both halves are bounded before a cell is split.
         most: cells that may be open at once, if memory allows; else the examples with most are given up.
@@ -64,10 +64,9 @@ class BranchAndBound:
     """
 
     name: str = "complete"
-    iterations: int = 10
-    first: int = 40
+    iterations: int = 40
     rate: float = 0.1
-    candidates: int = 4
+    candidates: int = 8
     most: int = 2**17
     strict: bool = True
     keep: bool = False
@@ -85,7 +84,9 @@ class BranchAndBound:
                 "use the verifier alpha-crown"
             )
         if others:
-            stage = ClimbStage(self.name, Optimised(iterations=self.first, rate=self.rate, sides="lower"))
+            stage = ClimbStage(
+                self.name, Optimised(iterations=self.iterations, rate=self.rate, sides="lower")
+            )
             return stage(problem, y, limit)
         return _Search(self, problem, y, limit).run()
 
@@ -102,6 +103,7 @@ class _Cells:
         slopes: of the lower lines that `lower` was found with.
         multipliers: likewise.
         picks: neurons that the cell might be split at, best first.
+        weights: the coefficients of their values in `lower`.
     """
 
     example: Int[Tensor, "cells"]
@@ -111,6 +113,7 @@ class _Cells:
     slopes: Float[Tensor, "cells most"]
     multipliers: Float[Tensor, "cells most"]
     picks: Int[Tensor, "cells picks"]
+    weights: Float[Tensor, "cells picks"]
 
     def __len__(self) -> int:
         return len(self.example)
@@ -151,13 +154,13 @@ class _Search:
             nothing = torch.zeros_like(self.stuck)
             return Finding(nothing, finite(smallest_margin(self.known, self.y)), self.point)
         began, roots = time.perf_counter(), self._roots()
-        pool = self._charge(self._examine(roots, self.how.first, attack=True), roots, began)
+        pool = self._charge(self._examine(roots, attack=True), roots, began)
         rounds = 0
         while len(pool) and (began := time.perf_counter()) < self.deadline:
             rounds += 1
             pool, chosen = self._choose(pool)
             # Attacks become rare: every power of two.
-            found = self._examine(self._halves(chosen), self.how.iterations, rounds & (rounds - 1) == 0)
+            found = self._examine(self._halves(chosen), attack=rounds & (rounds - 1) == 0)
             pool = self._keep(self._charge(pool.and_(found), chosen, began))
         self._close(pool)
         self.stuck[pool.example] = True
@@ -212,7 +215,7 @@ class _Search:
         none = torch.zeros_like(slopes)
         lower = self.known[example, rival]
         picks = example.new_zeros(len(example), min(self.how.candidates, slopes.shape[1]))
-        cells = _Cells(example, rival, lower, none, slopes, none, picks)
+        cells = _Cells(example, rival, lower, none, slopes, none, picks, lower.new_zeros(picks.shape))
         done = lower > self.slack[example]
         self._close(cells.at(done))
         return cells.at(~done)
@@ -264,17 +267,17 @@ class _Search:
         lower = torch.maximum(cells.lower, found.lower)
         return replace(cells, lower=lower, slopes=found.slopes, multipliers=found.multipliers)
 
-    def _examine(self, cells: _Cells, iterations: int, attack: bool) -> _Cells:
+    def _examine(self, cells: _Cells, attack: bool) -> _Cells:
         """Bound cells, look for witnesses, decide what cannot be split; the cells that stay open."""
         if not len(cells):
             return cells
         lots = torch.arange(len(cells), device=self.x.device).split(at_once(self.graph, self.x))
-        first, *others = [self._examine_lot(cells.at(lot), iterations, attack) for lot in lots]
+        first, *others = [self._examine_lot(cells.at(lot), attack) for lot in lots]
         return self._still_open(first.and_(*others))
 
-    def _examine_lot(self, cells: _Cells, iterations: int, attack: bool) -> _Cells:
+    def _examine_lot(self, cells: _Cells, attack: bool) -> _Cells:
         frame = self._frame(cells)
-        cells = self._climb(cells, frame, iterations)
+        cells = self._climb(cells, frame, self.how.iterations)
         # Multipliers enlarge the numbers that a bound is made of, and so their rounding.
         reach = torch.maximum(frame.lower.abs(), frame.upper.abs()).gather(1, frame.places)
         rounding = SLACK_RELATIVE * (cells.multipliers * reach).sum(1)
@@ -288,15 +291,17 @@ class _Search:
         reached: dict[int, Tensor] = {}
         push = cells.multipliers * cells.signs
         frame.bound(self._row(cells), cells.slopes, push, reached)
+        points = frame.x
         if 0 in reached:
-            self._try(frame.region.minimiser(frame.x, reached[0]).squeeze(1), cells, frame, attack)
+            points = frame.region.minimiser(frame.x, reached[0]).squeeze(1)
+            self._try(points, cells, frame, attack)
         free = (cells.signs == 0) & (frame.places < frame.low.shape[1] - 1)
         last = ~free.any(1)
         for one in last.nonzero():
             self._decide(cells.at(one), frame.at(one))
-        picks = self._picks(frame, cells, free, reached)
+        picks, weights = self._picks(frame, cells, free, reached, points)
         split = (~last).nonzero().squeeze(1)
-        return replace(cells, picks=picks).at(split)
+        return replace(cells, picks=picks, weights=weights).at(split)
 
     def _try(self, points: Tensor, cells: _Cells, frame: Frame, attack: bool) -> None:
         """Look whether the answer changes at points of some cells' regions, or near them."""
@@ -340,21 +345,33 @@ class _Search:
         self._close(cell)
         self.stuck[cell.example] = True
 
-    def _picks(self, frame: Frame, cells: _Cells, free: Tensor, reached: dict[int, Tensor]) -> Tensor:
-        """The neurons whose relaxation may err most: coefficient times largest distance of line and ReLU."""
-        parts = [reached[i].flatten(1) if i in reached else None for i, _ in frame.slices()]
-        sizes = [frame.lower[:, part] for _, part in frame.slices()]
-        whole = [torch.zeros_like(s) if p is None else p for p, s in zip(parts, sizes, strict=True)]
-        coefficient = torch.cat([*whole, frame.x.new_zeros(len(cells), 1)], 1).gather(1, frame.places)
-        lower, upper, left, high = (
+    def _picks(
+        self, frame: Frame, cells: _Cells, free: Tensor, reached: dict[int, Tensor], points: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The neurons to which a bound owes most, and their coefficients.
+
+        At the point where the relaxation is smallest, the margin exceeds the bound by the sum over all
+        neurons of the coefficient times the distance of the line that was used from the activation; split
+        neurons add what their multipliers take off.
+        """
+        entering = self.graph.entering(points)[1]
+        nothing = frame.x.new_zeros(len(cells), 1)
+
+        def of_all(values: dict[int, Tensor]) -> Tensor:
+            sizes = [(i, frame.lower[:, part]) for i, part in frame.slices()]
+            parts = [values[i].flatten(1) if i in values else torch.zeros_like(size) for i, size in sizes]
+            return torch.cat([*parts, nothing], 1).gather(1, frame.places)
+
+        lower, left, high = (
             value.expand(len(cells), -1).gather(1, frame.places)
-            for value in (frame.lower, frame.upper, frame.left, frame.high)
+            for value in (frame.lower, frame.left, frame.high)
         )
-        above = (high - left) * -lower
-        below = torch.maximum((cells.slopes - left) * -lower, (1 - cells.slopes) * upper)
-        score = torch.where(coefficient < 0, -coefficient * above, coefficient * below)
-        score = score.nan_to_num().masked_fill(~free, -1.0)
-        return score.topk(cells.picks.shape[1], 1).indices
+        coefficient, z = of_all(reached), of_all(entering)
+        value = torch.maximum(z, left * z)
+        above, below = (high - left) * -lower + high * z - value, value - cells.slopes * z
+        owed = torch.where(coefficient < 0, -coefficient * above, coefficient * below)
+        picks = owed.clamp(min=0).nan_to_num().masked_fill(~free, -1.0).topk(cells.picks.shape[1], 1).indices
+        return picks, coefficient.gather(1, picks)
 
     def _choose(self, pool: _Cells) -> tuple[_Cells, _Cells]:
         """Cells to keep for later, and cells to split now: of every example those with the lowest bounds."""
@@ -375,7 +392,7 @@ class _Search:
         if cells.picks.shape[1] > 1:
             worse = []
             for k in range(cells.picks.shape[1]):
-                halves = self._split(cells, cells.picks[:, k : k + 1])
+                halves = self._split(cells, torch.full_like(best, k))
                 lots = torch.arange(len(halves), device=self.x.device).split(at_once(self.graph, self.x))
                 bounds = [self._climb(h, self._frame(h), 0).lower for h in map(halves.at, lots)]
                 # A cell that is already proved needs no better bound.
@@ -383,11 +400,25 @@ class _Search:
                 low, high = bound.chunk(2)
                 worse.append(torch.minimum(low, high) + 1e-3 * torch.maximum(low, high))
             best = torch.stack(worse, 1).nan_to_num(-torch.inf).masked_fill(~free, -torch.inf).argmax(1)
-        return self._split(cells, cells.picks.gather(1, best.unsqueeze(1)))
+        return self._split(cells, best)
 
-    @staticmethod
-    def _split(cells: _Cells, place: Int[Tensor, "cells 1"]) -> _Cells:
-        active, inactive = (replace(cells, signs=cells.signs.scatter(1, place, sign)) for sign in (1.0, -1.0))
+    def _split(self, cells: _Cells, pick: Int[Tensor, "cells"]) -> _Cells:
+        """Both halves of every cell; where they begin to climb, their bounds are no lower than the cell's.
+
+        A neuron with the coefficient a > 0 has the line `a slope z` in the cell, and `a z` or `a left z` in
+        the halves: with the multipliers a (1 - slope) and a (slope - left), these are the same.
+        """
+        place, weight = (value.gather(1, pick.unsqueeze(1)) for value in (cells.picks, cells.weights))
+        slope, at = cells.slopes.gather(1, place), self.frame.places[cells.example].gather(1, place)
+        left = self.frame.left.expand(len(cells), -1).gather(1, at)
+        active, inactive = (
+            replace(
+                cells,
+                signs=cells.signs.scatter(1, place, sign),
+                multipliers=cells.multipliers.scatter(1, place, weight.clamp(min=0) * owed),
+            )
+            for sign, owed in ((1.0, 1 - slope), (-1.0, slope - left))
+        )
         return active.and_(inactive)
 
     def _still_open(self, cells: _Cells) -> _Cells:
