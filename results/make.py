@@ -217,8 +217,11 @@ def _cascades() -> list[str]:
             f"| {each['undecided']} | {seconds['median']:.3f} | {seconds['percentile_95']:.3f} "
             f"| {round(seconds['all'])} |"
         )
-    made = sorted({f"{each['commit'][:7]}, {each['date'][:10]}" for each in found})
-    return [*lines, "", f"Made by commit {'; '.join(made)}.", ""] if found else []
+    made: dict[str, list[str]] = {}
+    for each in found:
+        made.setdefault(f"commit {each['commit'][:7]}, {each['date'][:10]}", []).append(f"`{each['name']}`")
+    notes = [f"- Made by {when}: {', '.join(names)}." for when, names in sorted(made.items())]
+    return [*lines, "", *notes, ""] if found else []
 
 
 def sweep_page() -> str:
