@@ -192,16 +192,18 @@ class TestPgd:
         met = torch.stack([loss(graph, p) for p in recorder.points[: 7 * restarts]])
         assert torch.equal(loss(graph, point), met.amax(0))
 
-    def test_it_steps_and_then_projects(self):
+    @pytest.mark.parametrize(("decay", "lengths"), [(1.0, (0.15, 0.15, 0.15)), (0.5, (0.15, 0.075, 0.0375))])
+    def test_it_steps_and_then_projects(self, decay, lengths):
         recorder = Recorder()
         x, region = images(), Box(0.3)
-        Pgd(steps=2, step=0.5)(recorder.graph(), x, LABELS, region, generator())
-        assert len(recorder.points) == 3
-        assert torch.equal(recorder.points[0], region.sample(x, generator()))
-        for before, after in zip(recorder.points, recorder.points[1:], strict=False):
+        Pgd(steps=3, step=0.5, decay=decay)(recorder.graph(), x, LABELS, region, generator())
+        before, *others = recorder.points
+        assert torch.equal(before, region.sample(x, generator()))
+        for after, length in zip(others, lengths, strict=True):
             at = before.clone().requires_grad_()
             F.cross_entropy(recorder.linear(at.flatten(1)), LABELS, reduction="sum").backward()
-            assert torch.allclose(after, region.project(x, before + 0.15 * at.grad.sign()), atol=1e-15)
+            assert torch.allclose(after, region.project(x, before + length * at.grad.sign()), atol=1e-15)
+            before = after
 
     def test_restarts_count_without_keeping_the_best_of_each(self):
         graph, x = network(), images()
@@ -243,6 +245,11 @@ class TestPgd:
     def test_options_are_positive(self, options):
         with pytest.raises(InputError, match=r"at least one step and one restart and a positive step"):
             Pgd(**options)
+
+    @pytest.mark.parametrize("decay", [0.0, -0.5, 1.5, math.nan])
+    def test_steps_never_grow(self, decay):
+        with pytest.raises(InputError, match=rf"decay lies in \(0, 1\], got {decay}"):
+            Pgd(steps=1, step=0.1, decay=decay)
 
     def test_an_unknown_loss_is_refused_by_name(self):
         attack = Pgd(steps=1, step=0.1)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from tightrope.attacks import Pgd
+from tightrope.bounds import Problem
 from tightrope.errors import InputError
 from tightrope.graph import recast, trace
 from tightrope.region import REGIONS, Box, L1Ball, L2Ball
+from tightrope.spec import Spec
 from tightrope.verify import BranchAndBound, Stage, bab
 from tightrope.verify.stages import answer
 from tightrope.verify.verifiers import find_verifier
@@ -128,6 +132,42 @@ def test_halves_begin_with_bounds_that_are_no_lower_than_their_cell_s(monkeypatc
     for seed in (0, 1):
         ask(BranchAndBound(iterations=3), *examples(seed, 10, 0.15))
     assert compared > 50
+
+
+def test_a_bound_keeps_the_rounding_of_the_multipliers_that_it_was_found_with():
+    graph, x, y, region = examples(0, 5, 0.15)
+    search = bab._Search(BranchAndBound(), Problem(graph, x, region, Spec.margins(y, 3, x)), y, math.inf)
+    cells = search._roots()
+    cells = search._split(cells, torch.zeros_like(cells.example))
+    cells = replace(cells, multipliers=(cells.signs != 0) * 1e3, rounding=torch.full_like(cells.lower, 7.0))
+    frame = search._frame(cells)
+    inherited = search._climb(replace(cells, lower=torch.full_like(cells.lower, 1e6)), frame, 0)
+    assert (inherited.lower == 1e6).all()
+    assert (inherited.rounding == 7.0).all()
+    own = search._climb(replace(cells, lower=torch.full_like(cells.lower, -1e6)), frame, 0)
+    assert (own.lower > -1e6).all()
+    assert ((own.rounding > 0) & (own.rounding < 7.0)).all()
+
+
+def test_a_bound_within_its_rounding_closes_no_cell():
+    graph, x, y, region = examples(0, 5, 0.15)
+    search = bab._Search(BranchAndBound(), Problem(graph, x, region, Spec.margins(y, 3, x)), y, math.inf)
+    cells = search._roots()
+    high = replace(cells, lower=torch.full_like(cells.lower, 5.0))
+    assert len(search._examine_lot(high)) == 0
+    assert len(search._examine_lot(replace(high, rounding=torch.full_like(cells.lower, 7.0)))) == len(cells)
+
+
+def test_witnesses_are_looked_for_before_anything_is_split(monkeypatch):
+    graph, x, y, region = examples(0, 20, 0.15)
+    wrong = ~ask(BranchAndBound(), graph, x, y, region).proved
+    assert 3 < wrong.sum() < 20
+    monkeypatch.setattr(bab._Search, "_examine", lambda search, cells: cells.at(cells.example < 0))
+    found = ask(BranchAndBound(), graph, x, y, region)
+    refuted = ~found.point.isnan().any(1)
+    assert torch.equal(refuted, wrong)
+    alone = ask(BranchAndBound(), graph, x[wrong][-1:], y[wrong][-1:], region)
+    torch.testing.assert_close(alone.point[0], found.point[wrong][-1])
 
 
 def test_lots_of_cells_change_no_verdict(monkeypatch):

@@ -31,7 +31,8 @@ class Pgd:
 
     Args:
         steps: gradient steps per restart.
-        step: length of one step, as a share of eps.
+        step: length of the first step, as a share of eps.
+        decay: what the length is multiplied by after every step.
         restarts: random starts; the best point of all is kept.
         loss: what is increased: the cross-entropy; the margin `max_t f_t - f_y`, whose gradient
             does not vanish on confident networks; or the divergence `KL(p(x) || p(x'))` from the clean answer
@@ -39,7 +40,8 @@ class Pgd:
         keep_best: count every point met (one more forward pass) instead of the last one of a restart.
 
     Raises:
-        InputError: if steps or restarts are not positive, the step length is not, or the loss is unknown.
+        InputError: if steps or restarts are not positive, the step length is not, the decay is not in (0, 1],
+            or the loss is unknown.
     """
 
     steps: int
@@ -47,6 +49,7 @@ class Pgd:
     restarts: int = 1
     loss: Loss = "cross-entropy"
     keep_best: bool = True
+    decay: float = 1.0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or not self.step > 0:
@@ -56,6 +59,8 @@ class Pgd:
             )
         if self.loss not in get_args(Loss):
             raise InputError(f"an attack's loss is one of {', '.join(get_args(Loss))}, got {self.loss!r}")
+        if not 0 < self.decay <= 1:
+            raise InputError(f"an attack's decay lies in (0, 1], got {self.decay}")
 
     @torch.no_grad()
     def __call__(
@@ -81,11 +86,11 @@ class Pgd:
         best, best_loss = x.clone(), x.new_full((len(x),), -torch.inf)
         for restart in range(self.restarts):
             point = region.sample(x, generator) if restart or start is None else start
-            for _ in range(self.steps):
+            for k in range(self.steps):
                 loss, gradient = self._gradient(network, point, y)
                 if self.keep_best:
                     best, best_loss = _better(best, best_loss, point, loss)
-                point = region.project(x, point + self.step * region.steepest(x, gradient))
+                point = self._next(x, point, gradient, region, k)
             if not self.keep_best and self.restarts == 1:
                 return point
             best, best_loss = _better(best, best_loss, point, self._loss(network.run(point)[0], y))
@@ -103,12 +108,16 @@ class Pgd:
         """How many steps of one restart leave each example correctly classified: `steps` if all do."""
         point = region.sample(x, generator)
         needed, standing = x.new_zeros(len(x)), torch.ones_like(y, dtype=torch.bool)
-        for _ in range(self.steps):
+        for k in range(self.steps):
             standing &= network.run(point)[0].argmax(1) == y
             needed += standing
             gradient = self._gradient(network, point, y)[1]
-            point = region.project(x, point + self.step * region.steepest(x, gradient))
+            point = self._next(x, point, gradient, region, k)
         return needed
+
+    def _next(self, x: Tensor, point: Tensor, gradient: Tensor, region: Region, k: int) -> Tensor:
+        length = self.step * self.decay**k
+        return region.project(x, point + length * region.steepest(x, gradient))
 
     def _gradient(self, network: Network, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

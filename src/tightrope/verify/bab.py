@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds, Interval, Optimised, Problem
 from tightrope.bounds.alpha import Frame, at_once, climb, part_of
 from tightrope.errors import InputError
+from tightrope.graph import Graph
 from tightrope.graph.ops import LeakyReLU, ReLU
 from tightrope.memory import free_bytes
 from tightrope.spec import smallest_margin
@@ -36,7 +38,8 @@ from tightrope.verify.stages import (
     slack,
 )
 
-ATTACK = Pgd(steps=20, step=0.1, loss="margin")
+ATTACK = Pgd(steps=25, step=0.5, decay=0.85, loss="margin")
+STARTS = 16  # random ones, before anything is split
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,10 @@ class BranchAndBound:
     Bounds: slopes and split multipliers by gradient (Wang et al. 2021, beta-CROWN), over CROWN's boxes, those
     of split neurons cut at 0. Branching: of the neurons whose lines err most at the minimiser of the
     relaxation, the one whose worse half has the best bound (as in filtered smart branching, De Palma et al.
-    2021, which looks at the largest errors anywhere). Witnesses: that minimiser, and gradient steps from it.
-    Examples take turns, each with its cells of the lowest bounds; a round's time is charged to them by their
-    cells, and who has used up its own is given up.
+    2021, which looks at the largest errors anywhere). Witnesses: gradient steps towards a cell's own class,
+    from random points before anything is split, then from the minimiser of every cell. Examples take turns,
+    each with its cells of the lowest bounds; a round's time is charged to them by their cells, and who has
+    used up its own is given up.
 
     Args:
         name: how verdicts call it.
@@ -99,8 +103,10 @@ class _Cells:
         example: which example each is a part of.
         rival: over which class the margin is meant.
         lower: lower bound of that margin.
+        rounding: what the rounding of its multipliers may add to it, beside the example's slack.
         signs: of the example's unstable neurons, 1 or -1 where they are given, else 0.
-        slopes: of the lower lines that `lower` was found with.
+        slopes: of the lower lines that the cell's own bound was found with; the cell that it is a half of
+            may have had a better one, if only by rounding.
         multipliers: likewise.
         picks: neurons that the cell might be split at, best first.
         weights: the coefficients of their values in `lower`.
@@ -109,6 +115,7 @@ class _Cells:
     example: Int[Tensor, "cells"]
     rival: Int[Tensor, "cells"]
     lower: Float[Tensor, "cells"]
+    rounding: Float[Tensor, "cells"]
     signs: Float[Tensor, "cells most"]
     slopes: Float[Tensor, "cells most"]
     multipliers: Float[Tensor, "cells most"]
@@ -124,6 +131,18 @@ class _Cells:
     def and_(self, *others: _Cells) -> _Cells:
         parts = (self, *others)
         return _Cells(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Duel:
+    """The network with two answers left: the label, and the class that a cell is about."""
+
+    graph: Graph
+    classes: Int[Tensor, "cells 2"]
+
+    def run(self, x: Float[Tensor, "cells *shape"]) -> tuple[Float[Tensor, "cells 2"], None]:
+        """See `Network`."""
+        return self.graph.run(x)[0].gather(1, self.classes), None
 
 
 class _Search:
@@ -154,13 +173,11 @@ class _Search:
             nothing = torch.zeros_like(self.stuck)
             return Finding(nothing, finite(smallest_margin(self.known, self.y)), self.point)
         began, roots = time.perf_counter(), self._roots()
-        pool = self._charge(self._examine(roots, attack=True), roots, began)
-        rounds = 0
+        self._attack(roots)
+        pool = self._charge(self._examine(self._still_open(roots)), roots, began)
         while len(pool) and (began := time.perf_counter()) < self.deadline:
-            rounds += 1
             pool, chosen = self._choose(pool)
-            # Attacks become rare: every power of two.
-            found = self._examine(self._halves(chosen), attack=rounds & (rounds - 1) == 0)
+            found = self._examine(self._halves(chosen))
             pool = self._keep(self._charge(pool.and_(found), chosen, began))
         self._close(pool)
         self.stuck[pool.example] = True
@@ -215,7 +232,8 @@ class _Search:
         none = torch.zeros_like(slopes)
         lower = self.known[example, rival]
         picks = example.new_zeros(len(example), min(self.how.candidates, slopes.shape[1]))
-        cells = _Cells(example, rival, lower, none, slopes, none, picks, lower.new_zeros(picks.shape))
+        weights, nothing = lower.new_zeros(picks.shape), torch.zeros_like(lower)
+        cells = _Cells(example, rival, lower, nothing, none, slopes, none, picks, weights)
         done = lower > self.slack[example]
         self._close(cells.at(done))
         return cells.at(~done)
@@ -264,24 +282,34 @@ class _Search:
             multipliers=cells.multipliers,
         )
         assert found.multipliers is not None
-        lower = torch.maximum(cells.lower, found.lower)
-        return replace(cells, lower=lower, slopes=found.slopes, multipliers=found.multipliers)
+        # Multipliers enlarge the numbers that a bound is made of, and so their rounding.
+        reach = torch.maximum(frame.lower.abs(), frame.upper.abs()).gather(1, frame.places)
+        rounding = SLACK_RELATIVE * (found.multipliers * reach).sum(1)
+        better = found.lower > cells.lower
+        return replace(
+            cells,
+            lower=torch.where(better, found.lower, cells.lower),
+            rounding=torch.where(better, rounding, cells.rounding),
+            slopes=found.slopes,
+            multipliers=found.multipliers,
+        )
 
-    def _examine(self, cells: _Cells, attack: bool) -> _Cells:
+    def _examine(self, cells: _Cells) -> _Cells:
         """Bound cells, look for witnesses, decide what cannot be split; the cells that stay open."""
         if not len(cells):
             return cells
-        lots = torch.arange(len(cells), device=self.x.device).split(at_once(self.graph, self.x))
-        first, *others = [self._examine_lot(cells.at(lot), attack) for lot in lots]
+        first, *others = [self._examine_lot(lot) for lot in self._lots(cells)]
         return self._still_open(first.and_(*others))
 
-    def _examine_lot(self, cells: _Cells, attack: bool) -> _Cells:
+    def _lots(self, cells: _Cells) -> Iterator[_Cells]:
+        """As many of the cells at a time as may be worked on at once."""
+        for lot in torch.arange(len(cells), device=self.x.device).split(at_once(self.graph, self.x)):
+            yield cells.at(lot)
+
+    def _examine_lot(self, cells: _Cells) -> _Cells:
         frame = self._frame(cells)
         cells = self._climb(cells, frame, self.how.iterations)
-        # Multipliers enlarge the numbers that a bound is made of, and so their rounding.
-        reach = torch.maximum(frame.lower.abs(), frame.upper.abs()).gather(1, frame.places)
-        rounding = SLACK_RELATIVE * (cells.multipliers * reach).sum(1)
-        done = cells.lower > self.slack[cells.example] + rounding
+        done = cells.lower > self.slack[cells.example] + cells.rounding
         self._close(cells.at(done))
         self._log(cells.at(done))
         rest = (~done).nonzero().squeeze(1)
@@ -294,7 +322,8 @@ class _Search:
         points = frame.x
         if 0 in reached:
             points = frame.region.minimiser(frame.x, reached[0]).squeeze(1)
-            self._try(points, cells, frame, attack)
+            self._try(points, cells)
+            self._try(self._attacked(points, cells), cells)
         free = (cells.signs == 0) & (frame.places < frame.low.shape[1] - 1)
         last = ~free.any(1)
         for one in last.nonzero():
@@ -303,16 +332,31 @@ class _Search:
         split = (~last).nonzero().squeeze(1)
         return replace(cells, picks=picks, weights=weights).at(split)
 
-    def _try(self, points: Tensor, cells: _Cells, frame: Frame, attack: bool) -> None:
-        """Look whether the answer changes at points of some cells' regions, or near them."""
-        points = frame.region.project(frame.x, points)
-        tried = [points]
-        if attack:
-            tried.append(ATTACK(self.graph, frame.x, self.y[cells.example], frame.region, start=points))
-        for found in tried:
-            point = frame.region.project(frame.x, found)
-            wrong = answer(self.graph, point, self.y[cells.example]).margin <= 0
-            self.point[cells.example[wrong]] = point[wrong]
+    def _attack(self, roots: _Cells) -> None:
+        """Look for witnesses from random points, the same ones whichever other examples there are."""
+        for seed in range(STARTS):
+            cells = self._still_open(roots)
+            if not len(cells) or time.perf_counter() >= self.deadline:
+                return
+            for part in self._lots(cells):
+                starts = []
+                for example in part.example.split(1):
+                    draw = torch.Generator(self.x.device).manual_seed(seed)
+                    starts.append(self.region.at(example).sample(self.x[example], draw))
+                self._try(self._attacked(torch.cat(starts), part), part)
+
+    def _attacked(self, points: Tensor, cells: _Cells) -> Tensor:
+        """Points near these ones at which the cells' margins are smaller."""
+        x, region = self.x[cells.example], self.region.at(cells.example)
+        duel = _Duel(self.graph, torch.stack([self.y[cells.example], cells.rival], 1))
+        label = torch.zeros_like(cells.rival)
+        return ATTACK(duel, x, label, region, start=region.project(x, points))
+
+    def _try(self, points: Tensor, cells: _Cells) -> None:
+        """Look whether the answer changes at points of some cells' regions."""
+        point = self.region.at(cells.example).project(self.x[cells.example], points)
+        wrong = answer(self.graph, point, self.y[cells.example]).margin <= 0
+        self.point[cells.example[wrong]] = point[wrong]
 
     def _decide(self, cell: _Cells, frame: Frame) -> None:
         """Decide a cell in which every sign is given; its example is given up if rounding forbids it."""
@@ -337,7 +381,7 @@ class _Search:
                 multipliers[0, given] = nearest.weights[1:]
                 self._log(replace(cell, multipliers=multipliers), float(nearest.weights[0]))
                 return
-            self._try(nearest.point, cell, frame, attack=False)
+            self._try(nearest.point, cell)
             if not self._is_open()[cell.example].all():
                 return
             if not program.cut(nearest.point):
@@ -393,8 +437,7 @@ class _Search:
             worse = []
             for k in range(cells.picks.shape[1]):
                 halves = self._split(cells, torch.full_like(best, k))
-                lots = torch.arange(len(halves), device=self.x.device).split(at_once(self.graph, self.x))
-                bounds = [self._climb(h, self._frame(h), 0).lower for h in map(halves.at, lots)]
+                bounds = [self._climb(lot, self._frame(lot), 0).lower for lot in self._lots(halves)]
                 # A cell that is already proved needs no better bound.
                 bound = torch.minimum(torch.cat(bounds), self.slack[halves.example])
                 low, high = bound.chunk(2)
