@@ -480,11 +480,11 @@ def test_a_full_disk_stops_a_run_that_can_go_on_later(here):
 
 
 def test_a_full_disk_stops_certify_which_can_go_on_later(here):
-    path = "run/certify-cascade-inf-0.03.jsonl"
+    path, how = "run/certify-linear-inf-0.03.jsonl", ("--verifier", "linear")
     with full_disk(after=2):
-        assert_refused(tightrope("certify", "run"), "no space left", path, code=1)
+        assert_refused(tightrope("certify", "run", *how), "no space left", path, code=1)
     assert len(verdicts_of(Path(path))) == 250
-    assert tightrope("certify", "run", "--resume", "--json").json()["examples"] == 600
+    assert tightrope("certify", "run", *how, "--resume", "--json").json()["examples"] == 600
 
 
 def test_a_folder_that_cannot_be_written_is_named(here):
@@ -677,7 +677,7 @@ def test_ctrl_c_keeps_finished_verdicts_and_resuming_gives_the_same(here, monkey
     assert 0 < len(verdicts_of(path)) < 600
     assert tightrope("certify", "run", "--resume").code == 0
     assert tightrope("certify", "run", "--out", "whole.jsonl").code == 0
-    assert verdicts_of(path) == verdicts_of(Path("whole.jsonl"))
+    assert agree(path, Path("whole.jsonl"))
 
 
 def test_a_killed_certify_resumes_to_the_same_verdicts(here):
@@ -695,7 +695,7 @@ def test_a_killed_certify_resumes_to_the_same_verdicts(here):
 
     assert tightrope(*command, "--resume").code == 0
     assert tightrope(*command[:3], "whole.jsonl", *command[4:]).code == 0
-    assert verdicts_of(path) == verdicts_of(Path("whole.jsonl"))
+    assert agree(path, Path("whole.jsonl"))
 
 
 @pytest.mark.parametrize("command", ["certify", "radius"])

@@ -290,7 +290,7 @@ class TestRay:
             with pytest.raises(KeyboardInterrupt):
                 certify(*problem, workers=workers, out=out)
         kept = read_verdicts(out)[1]
-        assert len(kept) == 16
+        assert 8 < len(kept) <= 16  # two batches, but for what is left to a search
         result = certify(*problem, workers=workers, out=out, resume=True)
         assert timed(kept) <= timed(result)
         same(result, wanted)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from tightrope import checker
 from tightrope.attacks import Pgd
 from tightrope.bounds import Estimate, Interval, Linear
 from tightrope.data import Split, as_source
@@ -120,6 +122,7 @@ class TestVerdicts:
         class Pointing:
             name: str = "pointing"
             cheap: bool = False
+            searches: bool = False
 
             def __call__(self, problem, y, limit):
                 limits.append(limit)
@@ -144,6 +147,7 @@ class TestVerdicts:
         class Slow:
             name: str = "slow"
             cheap: bool = False
+            searches: bool = False
 
             def __call__(self, problem, y, limit):
                 clock[0] += 10 + 2 * len(y)
@@ -164,6 +168,7 @@ class TestVerdicts:
         class Contradiction:
             name: str = "contradiction"
             cheap: bool = False
+            searches: bool = False
 
             def __call__(self, problem, y, limit):
                 x, attack = problem.x, Pgd(steps=20, step=0.2, loss="margin")
@@ -203,7 +208,7 @@ class TestWhatStagesShare:
             return self.stage(replace(problem), y, limit)
 
     @pytest.mark.parametrize("verifier", SEARCHES)
-    def test_crown_bounds_no_neuron_twice(self, verifier, monkeypatch):
+    def test_crown_bounds_no_neuron_twice_but_for_the_search(self, verifier, monkeypatch):
         sizes, own_boxes = [], Linear._own_boxes
 
         def spy(engine, graph, x, *rest):
@@ -214,9 +219,11 @@ class TestWhatStagesShare:
         graph = random_net(3)
         found = certify(graph, labelled(graph, 40), Box(0.12), verifier=verifier, attack=ATTACK)
         last = VERIFIERS[verifier][-1].name
-        assert sum(verdict.stage == last for verdict in found) > 1  # else this shows nothing
+        searched = sum(verdict.stage == last for verdict in found)
+        assert searched > 1  # else this shows nothing
         open_ = sum(verdict.stage not in ("clean", "attack", "ibp", "crown-ibp") for verdict in found)
-        assert sizes == [open_]
+        assert sizes[0] == open_
+        assert sum(sizes[1:]) == searched
 
     @pytest.mark.parametrize(
         ("verifier", "region"),
@@ -243,6 +250,7 @@ class TestWhatStagesShare:
         class Watch:
             name: str = "watch"
             cheap: bool = False
+            searches: bool = False
 
             def __call__(self, problem, y, limit):
                 asked.append(weakref.ref(problem))
@@ -254,6 +262,83 @@ class TestWhatStagesShare:
         certify(graph, labelled(graph, 20), Box(0.12), verifier="test", attack=None)
         assert len(asked) > 2
         assert all(one() is None for one in asked)
+
+
+class TestSearch:
+    """Examples that have to be searched come last, few at once: a stop loses little."""
+
+    @dataclass
+    class Searching:
+        """Proves nothing; of the lot that is number `stop` it never comes back."""
+
+        sizes: list[int]
+        stop: int = 99
+        name: str = "searching"
+        cheap: bool = False
+        searches: bool = True
+
+        def __call__(self, problem, y, limit):
+            if len(self.sizes) == self.stop:
+                raise KeyboardInterrupt
+            self.sizes.append(len(y))
+            seconds = problem.x.new_full((len(y),), 3.0)
+            return Finding(
+                torch.zeros_like(y, dtype=torch.bool), problem.x.new_zeros(len(y)), seconds=seconds
+            )
+
+    @pytest.fixture
+    def judged(self, monkeypatch, tmp_path):
+        """Certify forty examples, a search asked about three at once; `stop` as of `Searching`."""
+        graph = random_net(2)
+        monkeypatch.setattr("tightrope.verify.pipeline.SEARCHED", 3)
+
+        def run(stop=99, **options):
+            search = self.Searching([], stop)
+            monkeypatch.setitem(VERIFIERS, "test", (*VERIFIERS["ibp"], search))
+            found = None
+            with nullcontext() if stop == 99 else pytest.raises(KeyboardInterrupt):
+                options = {"verifier": "test", "attack": ATTACK, "out": tmp_path / "a.jsonl", **options}
+                found = certify(graph, labelled(graph, 40), Box(0.05), **options)
+            return search.sizes, found
+
+        return run
+
+    @pytest.mark.parametrize("chunk", [3, 7, 250])
+    def test_it_is_asked_about_few_at_once_whatever_the_batches_before(self, chunk, judged, monkeypatch):
+        monkeypatch.setattr("tightrope.verify.pipeline.CHUNK", chunk)
+        sizes, found = judged()
+        open_ = statuses(found).count("undecided")
+        assert sizes == [3] * (open_ // 3) + [open_ % 3] * (open_ % 3 > 0)
+        assert len(sizes) > 1
+        assert all((v.stage == "searching") == (v.status == "undecided") for v in found)
+
+    def test_its_time_comes_on_top(self, graph, examples):
+        batch = next(iter(examples.batches([torch.arange(4)])))
+        judge = Judge(graph, Box(0.1), [], None, 0, spent={1: 50.0})
+        assert [verdict.seconds > 50.0 for verdict in judge(*batch)] == [False, True, False, False]
+
+    def test_a_stop_loses_the_examples_in_work_alone(self, judged, tmp_path):
+        judged(stop=1)
+        done = read_verdicts(tmp_path / "a.jsonl")[1]
+        sizes, found = judged(resume=True)
+        left = sum(verdict.stage == "searching" for verdict in found)
+        assert len(done) == 40 - left + 3
+        assert sum(sizes) == left - 3
+        assert set(map(repr, done)) <= set(map(repr, found))  # seconds and all
+        same(found, judged(out=tmp_path / "b.jsonl")[1])
+
+    def test_every_example_has_one_certificate(self, judged, tmp_path):
+        found = judged(certificates=True)[1]
+        folder = tmp_path / "a.certificates"
+        files = [checker.unpack(path.read_bytes())[1] for path in folder.glob("[0-9]*")]
+        assert sorted(claim["index"] for header in files for claim in header["claims"]) == list(range(40))
+        assert {verdict.certificate.file for verdict in found} == {p.name for p in folder.glob("[0-9]*")}
+        assert checker.recheck(tmp_path / "a.jsonl")["accepted"] == 40
+
+    def test_verifiers_end_with_what_searches(self):
+        for stages in VERIFIERS.values():
+            searching = [stage.searches for stage in stages]
+            assert searching == sorted(searching)
 
 
 class TestSummary:
@@ -298,7 +383,7 @@ def test_a_witness_read_from_its_file_lies_in_the_region_and_is_misclassified_in
     graph, out = random_net(0), tmp_path / "certify.jsonl"
     examples = labelled(graph, 40)
     result = certify(graph, examples, region, attack=ATTACK, out=out)
-    _, verdicts = read_verdicts(out)
+    verdicts = sorted(read_verdicts(out)[1], key=lambda verdict: verdict.index)
     assert timeless(verdicts) == timeless(result)
     falsified = [verdict for verdict in verdicts if verdict.witness is not None]
     assert falsified
@@ -464,7 +549,7 @@ class TestResume:
         certify(graph, examples, Box(0.1), first=1, out=out)
         assert len(certify(graph, examples, Box(0.1), out=out, resume=True)) == 4
         assert len(certify(graph, examples, Box(0.1), first=2, out=out, resume=True)) == 2
-        assert [verdict.index for verdict in read_verdicts(out)[1]] == [0, 1, 2, 3]
+        assert sorted(verdict.index for verdict in read_verdicts(out)[1]) == [0, 1, 2, 3]
 
     def test_of_a_file_that_is_not_there_yet(self, graph, examples, tmp_path):
         out = tmp_path / "new" / "certify.jsonl"
@@ -550,7 +635,7 @@ class TestBatches:
 
     def test_what_a_stopped_run_had_done_is_not_done_again(self, graph, examples, tmp_path, monkeypatch):
         out, seen = tmp_path / "certify.jsonl", []
-        certify(graph, examples, Box(0.1), first=3, out=out)
+        certify(graph, examples, Box(0.1), first=3, verifier="ibp", out=out)
         lines = out.read_text().splitlines(keepends=True)
         out.write_text("".join((lines[0], lines[2])))  # of three, the second alone
 
@@ -560,7 +645,7 @@ class TestBatches:
 
         call = Judge.__call__
         monkeypatch.setattr(Judge, "__call__", watched)
-        certify(graph, examples, Box(0.1), out=out, resume=True)
+        certify(graph, examples, Box(0.1), verifier="ibp", out=out, resume=True)
         assert seen == [0, 2, 3]
 
 
@@ -588,6 +673,7 @@ class TestFile:
                 "restarts": 1,
                 "loss": "margin",
                 "keep_best": True,
+                "decay": 1.0,
             },
             "seed": 3,
             "time_limit": 60.0,

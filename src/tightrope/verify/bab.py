@@ -76,6 +76,7 @@ class BranchAndBound:
     keep: bool = False
 
     cheap: ClassVar[bool] = False
+    searches: ClassVar[bool] = True
 
     @torch.no_grad()
     def __call__(self, problem: Problem, y: Int[Tensor, "batch"], limit: float = math.inf) -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import highspy
 import numpy as np
@@ -132,15 +133,9 @@ class Milp:
     extra: int = 50
     complete: int = 60
 
-    @property
-    def name(self) -> str:
-        """See `Stage`."""
-        return "milp"
-
-    @property
-    def cheap(self) -> bool:
-        """See `Stage`."""
-        return False
+    name: ClassVar[str] = "milp"
+    cheap: ClassVar[bool] = False
+    searches: ClassVar[bool] = True
 
     @torch.no_grad()
     def __call__(self, problem: Problem, y: Int[Tensor, "batch"], limit: float = math.inf) -> Finding:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from filelock import FileLock, Timeout
@@ -39,6 +39,7 @@ from tightrope.verify.verdict import Status, Verdict, Witness, summarise
 from tightrope.verify.verifiers import find_verifier
 
 CHUNK = 250  # examples per batch at most, and between two writes
+SEARCHED = 8  # likewise, where each may take as long as its time limit allows
 ROUNDS = 4  # batches for each of several workers at least: some take longer than others
 ALONE = Workers()
 
@@ -137,7 +138,23 @@ def certify(
     keeper = None
     if certificates:
         keeper = _certificates(graph, out, identity, header, min(first or len(examples), len(examples)))
-    judge = Judge(graph, region, stages, attack, seed, time_limit, keeper)
+    searches = [stage for stage in stages if stage.searches]
+    judge = Judge(
+        graph,
+        region,
+        [stage for stage in stages if not stage.searches],
+        attack,
+        seed,
+        time_limit,
+        keeper,
+        leaves=bool(searches),
+    )
+
+    def search(verdicts: dict[int, Verdict]) -> Judge:
+        spent = {index: verdict.seconds for index, verdict in verdicts.items()}
+        return Judge(graph, region, searches, None, seed, time_limit, keeper, spent=spent)
+
+    rest = Rest(lambda verdict: verdict.status == "undecided", search, SEARCHED) if searches else None
     with stop_at_contradictions(out):
         verdicts = go_through(
             examples,
@@ -150,6 +167,7 @@ def certify(
             out=out,
             resume=resume,
             workers=workers,
+            rest=rest,
         )
     return Certification(verdicts, header, sum(verdict.seconds for verdict in verdicts))
 
@@ -177,9 +195,28 @@ def _certificates(
     return keeper
 
 
+Judging = Callable[[Tensor, Tensor, Tensor], list[R]]
+"""Yields the records of a batch: inputs, labels and indices."""
+
+
+@dataclass(frozen=True)
+class Rest(Generic[R]):
+    """What is done about examples after all others.
+
+    Args:
+        is_open: whether a record is not final; such records are not written.
+        judge: who judges their examples, given these records by index.
+        batch: examples per batch at most, and between two writes.
+    """
+
+    is_open: Callable[[R], bool]
+    judge: Callable[[dict[int, R]], Judging[R]]
+    batch: int
+
+
 def go_through(
     examples: Examples,
-    judge: Callable[[Tensor, Tensor, Tensor], list[R]],
+    judge: Judging[R],
     kind: Kind[R],
     header: dict[str, Any],
     *,
@@ -189,6 +226,7 @@ def go_through(
     out: Path | None,
     resume: bool,
     workers: Workers = ALONE,
+    rest: Rest[R] | None = None,
 ) -> tuple[R, ...]:
     """One record per example, by index; appended to a file batch by batch.
 
@@ -197,7 +235,7 @@ def go_through(
 
     Args:
         examples: the data set.
-        judge: yields the records of a batch: inputs, labels and indices.
+        judge: who judges them.
         kind: of the file.
         header: of the file; its "identity" must agree with that of a file to resume.
         label: what is going on, for the progress.
@@ -207,6 +245,7 @@ def go_through(
         resume: go on from it.
         workers: who judges; the file is written by this process alone, in the order in which batches are
             done.
+        rest: what is done about examples whose records are not final.
 
     Raises:
         InputError: if `first` is no positive number, the file cannot be written, or it already exists and
@@ -222,15 +261,26 @@ def go_through(
         if out is not None:
             known = _start(out, kind, header, resume)
         total = min(first or len(examples), len(examples))
-        open_ = torch.tensor([i for i in range(total) if i not in known], dtype=torch.int64)
+        open_ = [i for i in range(total) if i not in known]
         with Progress(label, total, total - len(open_), unit="example") as progress:
-            parts = open_.split(share(batch, len(open_), pool.count)) if len(open_) else ()
-            batches = examples.batches(parts)
-            for records in pool.each(judge, batches):
+
+            def go(judge: Judging[R], indices: list[int], batch: int) -> Iterator[list[R]]:
+                parts = torch.tensor(indices, dtype=torch.int64).split(share(batch, len(indices), pool.count))
+                return pool.each(judge, examples.batches(parts if indices else ()))
+
+            def keep(records: list[R]) -> None:
                 known.update((record.index, record) for record in records)
-                if out is not None:
+                if out is not None and records:
                     append_lines(out, map(kind.dump, records))
                 progress.advance(len(records))
+
+            left: dict[int, R] = {}
+            for records in go(judge, open_, batch):
+                left |= {record.index: record for record in records if rest and rest.is_open(record)}
+                keep([record for record in records if record.index not in left])
+            if rest and left:
+                for records in go(rest.judge(left), sorted(left), rest.batch):
+                    keep(records)
     return tuple(known[i] for i in range(total))
 
 
@@ -252,6 +302,8 @@ class Judge:
         seed: of the attack's random starts.
         limit: seconds that each example may take in each stage.
         certificates: where to write what the proofs are made of, if anywhere.
+        leaves: whether others go on with what it leaves undecided: that gets no certificate.
+        spent: seconds that others spent on examples before, by index.
     """
 
     def __init__(
@@ -263,13 +315,15 @@ class Judge:
         seed: int,
         limit: float = math.inf,
         certificates: Certificates | None = None,
+        leaves: bool = False,
+        spent: Mapping[int, float] | None = None,
     ) -> None:
         if certificates is not None:
             stages = [replace(s, keep=True) if isinstance(s, BranchAndBound) else s for s in stages]
         self.certificates = certificates
         self.exact, self.fast = recast(graph, torch.float64), recast(graph, torch.float32)
         self.region, self.stages, self.attack, self.seed = region, stages, attack, seed
-        self.limit = limit
+        self.limit, self.leaves, self.spent = limit, leaves, spent or {}
 
     def __call__(self, x: Tensor, y: Tensor, index: Tensor) -> list[Verdict]:
         """Verdicts on a batch.
@@ -284,7 +338,16 @@ class Judge:
             self._falsify(verdicts, self.attack, x, y)
         proofs: dict[int, Proof] = {}
         self._prove(verdicts, x, y, proofs)
-        return verdicts if self.certificates is None else self.certificates.write(verdicts, x, proofs)
+        return verdicts if self.certificates is None else self._certified(verdicts, x, proofs)
+
+    def _certified(self, verdicts: list[Verdict], x: Tensor, proofs: dict[int, Proof]) -> list[Verdict]:
+        assert self.certificates is not None
+        final = [row for row, v in enumerate(verdicts) if v.status != "undecided" or not self.leaves]
+        if not final:
+            return verdicts
+        certified = self.certificates.write([verdicts[row] for row in final], x[final], proofs)
+        known = dict(zip(final, certified, strict=True))
+        return [known.get(row, verdict) for row, verdict in enumerate(verdicts)]
 
     def _look(self, x: Tensor, y: Tensor, index: Tensor) -> list[Verdict]:
         began = time.perf_counter()
@@ -299,7 +362,7 @@ class Judge:
                 status="undecided" if margin > 0 else "misclassified",
                 stage="clean",
                 margin=margin,
-                seconds=seconds,
+                seconds=seconds + self.spent.get(number, 0.0),
             )
             for number, label, predicted, margin in zip(*columns, strict=True)
         ]

@@ -57,6 +57,8 @@ class Stage(Protocol):
         name: how verdicts call it.
         cheap: whether it is cheap enough to run on falsified examples too, where a proof would uncover a
             bug. Cheap stages come first: a dear one ends that.
+        searches: whether an example may take it as long as its time limit allows. What searches comes last,
+            and is given few examples at once.
     """
 
     @property
@@ -66,6 +68,11 @@ class Stage(Protocol):
 
     @property
     def cheap(self) -> bool:
+        """See the class."""
+        ...
+
+    @property
+    def searches(self) -> bool:
         """See the class."""
         ...
 
@@ -99,6 +106,8 @@ class BoundStage:
     engine: Engine
     cheap: bool = False
     rule: Rule | None = None
+
+    searches: ClassVar[bool] = False
 
     @torch.no_grad()
     def __call__(
@@ -147,6 +156,7 @@ class ClimbStage:
     engine: Optimised
 
     cheap: ClassVar[bool] = False
+    searches: ClassVar[bool] = False
 
     @torch.no_grad()
     def __call__(self, problem: Problem, y: Int[Tensor, "batch"], limit: float = math.inf) -> Finding:
