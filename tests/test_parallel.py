@@ -274,7 +274,7 @@ class TestRay:
         found = certify(*problem, workers=Workers(ray=cluster), out=tmp_path / "a.jsonl")
         assert len({verdict.status for verdict in found}) > 1
         same(found, wanted)
-        same(sorted(read_verdicts(tmp_path / "a.jsonl")[1], key=lambda verdict: verdict.index), wanted)
+        same(read_verdicts(tmp_path / "a.jsonl")[1], wanted)
 
     def test_a_stopped_run_goes_on_and_what_was_written_stays(self, cluster, problem, wanted, tmp_path):
         out, workers = tmp_path / "a.jsonl", Workers(ray=cluster)

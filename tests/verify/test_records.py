@@ -37,6 +37,11 @@ def test_verdicts_are_read_back_bit_for_bit(tmp_path):
     assert found[1].witness.point.shape == POINT.shape
 
 
+def test_verdicts_are_read_by_index_in_whatever_order_they_were_written(tmp_path):
+    _, found = read_verdicts(write(tmp_path, HEADER, *map(to_record, reversed(VERDICTS))))
+    assert [verdict.index for verdict in found] == [verdict.index for verdict in VERDICTS]
+
+
 def test_numbers_are_little_endian_on_every_machine():
     record = to_record(VERDICTS[1])["witness"]
     assert base64.b64decode(record["float64"])[:8] == b"UUUUUU\xd5?"

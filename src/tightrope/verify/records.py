@@ -114,7 +114,7 @@ def to_record(verdict: Verdict) -> dict[str, Any]:
 
 
 def read_records(path: Path, kind: Kind[R]) -> tuple[dict[str, Any], list[R]]:
-    """Header and records of a file, in file order; a last line that was cut off is left out.
+    """Header and records of a file, by index; a last line that was cut off is left out.
 
     Raises:
         InputError: if the file cannot be read, has no header or one of another format, holds an
@@ -140,7 +140,7 @@ def read_records(path: Path, kind: Kind[R]) -> tuple[dict[str, Any], list[R]]:
                 "remove one of the two, or start afresh"
             )
         records.append(record)
-    return header, records
+    return header, sorted(records, key=lambda record: record.index)
 
 
 def read_verdicts(path: Path) -> tuple[dict[str, Any], list[Verdict]]:
