@@ -304,7 +304,7 @@ RADII: Kind[Radius] = Kind(_Header, _Radius, _load, vars)
 
 
 def read_radii(path: Path) -> Radii:
-    """The radii in a file, in file order; a last line that was cut off is left out.
+    """The radii in a file, by index; a last line that was cut off is left out.
 
     Raises:
         InputError: if the file cannot be read, or a line is none of a file of radii; the message names
