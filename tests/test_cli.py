@@ -663,13 +663,13 @@ def test_certify_names_damaged_verdicts(here, damage):
 
 
 def test_ctrl_c_keeps_finished_verdicts_and_resuming_gives_the_same(here, monkeypatch):
-    from tightrope.verify import pipeline
+    from tightrope.verify import resumable
 
     def stop(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.Progress, "advance", stop)
+        patch.setattr(resumable.Progress, "advance", stop)
         outcome = tightrope("certify", "run")
     assert outcome.code == 130
     assert "interrupted" in outcome.err

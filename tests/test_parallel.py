@@ -286,7 +286,7 @@ class TestRay:
                 raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tightrope.verify.pipeline.append_lines", stop_after_two)
+            patch.setattr("tightrope.verify.resumable.append_lines", stop_after_two)
             with pytest.raises(KeyboardInterrupt):
                 certify(*problem, workers=workers, out=out)
         kept = read_verdicts(out)[1]
@@ -300,7 +300,7 @@ class TestRay:
             certify(*problem, workers=Workers(ray=cluster), out=path, resume=True)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tightrope.verify.pipeline.append_lines", meanwhile)
+            patch.setattr("tightrope.verify.resumable.append_lines", meanwhile)
             with pytest.raises(InputError, match="another process is writing to"):
                 certify(*problem, workers=Workers(ray=cluster), out=tmp_path / "a.jsonl")
 

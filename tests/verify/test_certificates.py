@@ -137,7 +137,7 @@ class TestFiles:
 
         out = tmp_path / "c.jsonl"
         with monkeypatch.context() as patch:
-            patch.setattr("tightrope.verify.pipeline.append_lines", full)
+            patch.setattr("tightrope.verify.resumable.append_lines", full)
             with pytest.raises(TightropeError):
                 run(graph, examples, out)
         assert read_verdicts(out)[1] == []

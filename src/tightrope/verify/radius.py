@@ -28,8 +28,9 @@ from tightrope.graph import Graph, recast
 from tightrope.parallel import Workers
 from tightrope.region import Region
 from tightrope.spec import Spec
-from tightrope.verify.pipeline import ALONE, CHUNK, exact_inputs, go_through, identify
+from tightrope.verify.pipeline import CHUNK, exact_inputs, identify
 from tightrope.verify.records import Count, Kind, Length, read_records
+from tightrope.verify.resumable import ALONE, go_through
 from tightrope.verify.stages import Stage, answer
 from tightrope.verify.verifiers import find_verifier
 

@@ -1,0 +1,158 @@
+"""One record for every example, appended to a file: what was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from tightrope.errors import InputError
+from tightrope.examples import Examples
+from tightrope.files import append_lines, to_json, write_atomically
+from tightrope.identity import check_identity
+from tightrope.memory import keep_freed
+from tightrope.parallel import Workers
+from tightrope.progress import Progress
+from tightrope.verify.records import Kind, R, read_records
+
+ROUNDS = 4  # batches for each of several workers at least: some take longer than others
+ALONE = Workers()
+
+Judging = Callable[[Tensor, Tensor, Tensor], list[R]]
+"""Yields the records of a batch: inputs, labels and indices."""
+
+
+@dataclass(frozen=True)
+class Rest(Generic[R]):
+    """What is done about examples after all others.
+
+    Args:
+        is_open: whether a record is not final; such records are not written.
+        judge: who judges their examples, given these records by index.
+        batch: examples per batch at most, and between two writes.
+    """
+
+    is_open: Callable[[R], bool]
+    judge: Callable[[dict[int, R]], Judging[R]]
+    batch: int
+
+
+def go_through(
+    examples: Examples,
+    judge: Judging[R],
+    kind: Kind[R],
+    header: dict[str, Any],
+    *,
+    label: str,
+    first: int | None,
+    batch: int,
+    out: Path | None,
+    resume: bool,
+    workers: Workers = ALONE,
+    rest: Rest[R] | None = None,
+) -> tuple[R, ...]:
+    """One record per example, by index; appended to a file batch by batch.
+
+    What is found out about an example must not depend on which others are in its batch: how large batches
+    are depends on how many workers there are, and what is in them on what a stopped run had done.
+
+    Args:
+        examples: the data set.
+        judge: who judges them.
+        kind: of the file.
+        header: of the file; its "identity" must agree with that of a file to resume.
+        label: what is going on, for the progress.
+        first: only the first so many examples.
+        batch: examples per batch at most, and between two writes.
+        out: the file; None writes none.
+        resume: go on from it.
+        workers: who judges; the file is written by this process alone, in the order in which batches are
+            done.
+        rest: what is done about examples whose records are not final.
+
+    Raises:
+        InputError: if `first` is no positive number, the file cannot be written, or it already exists and
+            `resume` is not asked for.
+        IdentityError: if the file to resume from rests on something else.
+        TightropeError: if workers died; what was done is in the file.
+    """
+    if first is not None and first < 1:
+        raise InputError(f"the number of examples must be positive, got {first}")
+    known: dict[int, R] = {}
+    keep_freed()
+    with _only_writer_of(out), workers.pool() as pool:  # a file is begun only where there are workers
+        if out is not None:
+            known = _start(out, kind, header, resume)
+        total = min(first or len(examples), len(examples))
+        open_ = [i for i in range(total) if i not in known]
+        with Progress(label, total, total - len(open_), unit="example") as progress:
+
+            def go(judge: Judging[R], indices: list[int], batch: int) -> Iterator[list[R]]:
+                parts = torch.tensor(indices, dtype=torch.int64).split(share(batch, len(indices), pool.count))
+                return pool.each(judge, examples.batches(parts if indices else ()))
+
+            def keep(records: list[R]) -> None:
+                known.update((record.index, record) for record in records)
+                if out is not None and records:
+                    append_lines(out, map(kind.dump, records))
+                progress.advance(len(records))
+
+            left: dict[int, R] = {}
+            for records in go(judge, open_, batch):
+                left |= {record.index: record for record in records if rest and rest.is_open(record)}
+                keep([record for record in records if record.index not in left])
+            if rest and left:
+                for records in go(rest.judge(left), sorted(left), rest.batch):
+                    keep(records)
+    return tuple(known[i] for i in range(total))
+
+
+def share(batch: int, examples: int, workers: int) -> int:
+    """How large batches of at most `batch` examples are, so that all workers have some to the end."""
+    if workers == 1:
+        return batch
+    return max(1, min(batch, math.ceil(examples / (ROUNDS * workers))))
+
+
+@contextmanager
+def _only_writer_of(out: Path | None) -> Iterator[None]:
+    """Refuse to write to a file that another process is writing to."""
+    if out is None:
+        yield
+        return
+    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"another process is writing to {out}; wait for it, or choose another --out"
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _start(out: Path, kind: Kind[R], header: dict[str, Any], resume: bool) -> dict[int, R]:
+    """Begin a file of records, or read what an earlier run left in it."""
+    if not out.exists():
+        write_atomically(out, to_json(header) + "\n")
+        return {}
+    if not resume:
+        raise InputError(f"{out} already exists: go on with it (--resume), or write elsewhere (--out)")
+    found, records = read_records(out, kind)
+    check_identity(found["identity"], header["identity"], str(out))
+    # A line that was cut off by a crash must not be continued.
+    lines = [to_json(record) + "\n" for record in (found, *map(kind.dump, records))]
+    write_atomically(out, "".join(lines))
+    return {record.index: record for record in records}
