@@ -110,13 +110,15 @@ class _Pull(torch.autograd.Function):
         pulled = pulled.contiguous()  # laid out as the rows are: three operations read both
         for_rows = for_low = for_high = for_gap = None
         if ctx.needs_input_grad[0]:
-            extra = constant.unsqueeze(2) * -gap.unsqueeze(1)
-            extra.addcmul_(pulled, (low - high).unsqueeze(1))
-            for_rows = (pulled * high.unsqueeze(1)).addcmul_(extra, positive.sign())
-        if ctx.needs_input_grad[1]:
-            for_low = (pulled * positive).sum(1)
-        if ctx.needs_input_grad[2]:
-            for_high = (pulled * (rows - positive)).sum(1)
+            for_positive = constant.unsqueeze(2) * -gap.unsqueeze(1)
+            for_positive.addcmul_(pulled, (low - high).unsqueeze(1))
+            for_rows = torch.ops.aten.threshold_backward(for_positive, positive, 0)
+            for_rows.addcmul_(pulled, high.unsqueeze(1))
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            products = pulled * positive
+            for_low = products.sum(1)
+            if ctx.needs_input_grad[2]:
+                for_high = torch.mul(pulled, rows, out=products).sum(1).sub_(for_low)
         if ctx.needs_input_grad[3]:
             for_gap = -(constant.unsqueeze(1) @ positive).squeeze(1)
         return for_rows, for_low, for_high, for_gap
