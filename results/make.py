@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tightrope.files import read_json, to_json, write_atomically
+from tightrope.recipes import parse_recipe
 from tightrope.verify import Verdict, read_verdicts, summarise
 
 HERE = Path(__file__).resolve().parent
@@ -37,7 +38,7 @@ ERRORS = {
 
 def collect(name: str, runs: list[Path]) -> None:
     """Write results/NAME from one run folder per seed."""
-    recipes = [tomllib.loads((run / "recipe.toml").read_text()) for run in runs]
+    recipes = [_recipe(run) for run in runs]
     environments = [read_json(run / "environment.json") for run in runs]
     different = [
         key for key in recipes[0] if key != "seed" and any(r.get(key) != recipes[0][key] for r in recipes)
@@ -90,6 +91,12 @@ def collect(name: str, runs: list[Path]) -> None:
     for file in ("recipe.toml", "model.json", *["model.safetensors"] * papers.get("weights", True)):
         shutil.copyfile(runs[0] / file, folder / file)
     write_atomically(folder / "result.json", to_json(result, indent=2) + "\n")
+
+
+def _recipe(run: Path) -> dict[str, Any]:
+    """A run's recipe, with the options that came after it at their defaults."""
+    content = tomllib.loads((run / "recipe.toml").read_text())
+    return tomllib.loads(parse_recipe(content, str(run)).to_toml())
 
 
 def decided(name: str, file: Path) -> None:
