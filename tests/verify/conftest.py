@@ -39,6 +39,11 @@ ANSWERS = [
 
 
 @pytest.fixture
+def chunks_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tightrope.verify.pipeline.CHUNK", 2)
+
+
+@pytest.fixture
 def graph() -> Graph:
     return trace(handmade(), (3,))
 

@@ -23,11 +23,6 @@ from .tampering import examples, is_rejected, store
 PROVERS = [name for name in VERIFIERS if name not in ("none", "milp")]
 
 
-@pytest.fixture
-def chunks_of_two(monkeypatch):
-    monkeypatch.setattr("tightrope.verify.pipeline.CHUNK", 2)
-
-
 def run(graph, examples, out, eps=0.1, **options):
     return certify(graph, examples, Box(eps), out=out, certificates=True, **{"verifier": "ibp", **options})
 

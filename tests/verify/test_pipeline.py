@@ -24,11 +24,6 @@ ATTACK = Pgd(steps=4, step=1.0, loss="margin")
 
 
 @pytest.fixture
-def chunks_of_two(monkeypatch):
-    monkeypatch.setattr("tightrope.verify.pipeline.CHUNK", 2)
-
-
-@pytest.fixture
 def verifier(monkeypatch):
     """Make an engine a verifier called "test"."""
 

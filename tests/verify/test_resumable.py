@@ -24,11 +24,6 @@ from .conftest import handmade, labelled, random_net, timeless
 ATTACK = Pgd(steps=4, step=1.0, loss="margin")
 
 
-@pytest.fixture
-def chunks_of_two(monkeypatch):
-    monkeypatch.setattr("tightrope.verify.pipeline.CHUNK", 2)
-
-
 class Shifted(nn.Module):
     """A network behind a shift that a file of weights does not hold: a buffer, or a plain attribute."""
 
