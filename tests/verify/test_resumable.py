@@ -17,7 +17,8 @@ from tightrope.files import append_lines
 from tightrope.graph import trace
 from tightrope.region import Box, L2Ball
 from tightrope.verify import Judge, certify, read_verdicts
-from tightrope.verify.resumable import share
+from tightrope.verify.records import VERDICTS
+from tightrope.verify.resumable import Rest, go_through, share
 
 from .conftest import handmade, labelled, random_net, timeless
 
@@ -224,3 +225,23 @@ class TestFile:
 )
 def test_several_workers_have_batches_to_the_end(examples, workers, wanted):
     assert share(250, examples, workers) == wanted
+
+
+def test_what_is_left_to_the_end_has_a_progress_of_its_own(examples, monkeypatch, capsys):
+    monkeypatch.setattr("tightrope.progress.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("tightrope.progress.CROWDED_SECONDS", 0.0)
+    verdicts = dict(enumerate(certify(trace(handmade(), (3,)), examples, Box(0.1), verifier="ibp")))
+
+    def at_first(x, y, index):
+        return [replace(verdicts[i], status="undecided") for i in index.tolist()]
+
+    def at_last(left):
+        return lambda x, y, index: [verdicts[i] for i in index.tolist()]
+
+    rest = Rest("search", lambda verdict: verdict.status == "undecided", at_last, batch=2)
+    shared = {"label": "certify", "first": None, "batch": 3, "out": None, "resume": False}
+    capsys.readouterr()
+    records = go_through(examples, at_first, VERDICTS, {}, **shared, rest=rest)
+    assert records == tuple(verdicts.values())
+    lines = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["certify: 3/4", "certify: 4/4", "search: 2/4", "search: 4/4"]

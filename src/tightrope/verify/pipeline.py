@@ -149,7 +149,11 @@ def certify(
         spent = {index: verdict.seconds for index, verdict in verdicts.items()}
         return Judge(graph, region, searches, None, seed, time_limit, keeper, spent=spent)
 
-    rest = Rest(lambda verdict: verdict.status == "undecided", search, SEARCHED) if searches else None
+    rest = (
+        Rest("certify, search", lambda verdict: verdict.status == "undecided", search, SEARCHED)
+        if searches
+        else None
+    )
     with stop_at_contradictions(out):
         verdicts = go_through(
             examples,

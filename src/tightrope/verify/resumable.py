@@ -34,11 +34,13 @@ class Rest(Generic[R]):
     """What is done about examples after all others.
 
     Args:
+        label: what is going on then, for the progress.
         is_open: whether a record is not final; such records are not written.
         judge: who judges their examples, given these records by index.
         batch: examples per batch at most, and between two writes.
     """
 
+    label: str
     is_open: Callable[[R], bool]
     judge: Callable[[dict[int, R]], Judging[R]]
     batch: int
@@ -92,25 +94,27 @@ def go_through(
             known = _start(out, kind, header, resume)
         total = min(first or len(examples), len(examples))
         open_ = [i for i in range(total) if i not in known]
+
+        def go(judge: Judging[R], indices: list[int], batch: int) -> Iterator[list[R]]:
+            parts = torch.tensor(indices, dtype=torch.int64).split(share(batch, len(indices), pool.count))
+            return pool.each(judge, examples.batches(parts if indices else ()))
+
+        def keep(records: list[R]) -> None:
+            known.update((record.index, record) for record in records)
+            if out is not None and records:
+                append_lines(out, map(kind.dump, records))
+
+        left: dict[int, R] = {}
         with Progress(label, total, total - len(open_), unit="example") as progress:
-
-            def go(judge: Judging[R], indices: list[int], batch: int) -> Iterator[list[R]]:
-                parts = torch.tensor(indices, dtype=torch.int64).split(share(batch, len(indices), pool.count))
-                return pool.each(judge, examples.batches(parts if indices else ()))
-
-            def keep(records: list[R]) -> None:
-                known.update((record.index, record) for record in records)
-                if out is not None and records:
-                    append_lines(out, map(kind.dump, records))
-                progress.advance(len(records))
-
-            left: dict[int, R] = {}
             for records in go(judge, open_, batch):
                 left |= {record.index: record for record in records if rest and rest.is_open(record)}
                 keep([record for record in records if record.index not in left])
-            if rest and left:
+                progress.advance(len(records))
+        if rest and left:
+            with Progress(rest.label, len(left), unit="example") as progress:
                 for records in go(rest.judge(left), sorted(left), rest.batch):
                     keep(records)
+                    progress.advance(len(records))
     return tuple(known[i] for i in range(total))
 
 
