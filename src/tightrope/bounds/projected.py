@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tightrope.bounds.base import Estimate, Problem
@@ -24,9 +25,17 @@ class Median(Source):
 
     def spread(self, rows: Float[Tensor, "copies rows count"]) -> Float[Tensor, "batch rows"]:
         """See `Source`."""
-        with torch.no_grad():  # one entry per row has a gradient: pick it, and no other pass is taped
-            middle = rows.abs().median(2, keepdim=True).indices
-        return rows.gather(2, middle).squeeze(2).abs()
+        # One entry per row has a gradient: pick it, and no other pass is taped.
+        return rows.gather(2, _middle(rows.detach().abs())).squeeze(2).abs()
+
+
+def _middle(sizes: Float[Tensor, "copies rows count"]) -> Int[Tensor, "copies rows 1"]:
+    """Where the (lower) median of each row stands."""
+    if sizes.device.type != "cpu":
+        return sizes.median(2, keepdim=True).indices
+    middle = (sizes.shape[2] - 1) // 2
+    # Twice as fast as torch's median, which takes as long as the rest of an estimate.
+    return torch.from_numpy(np.argpartition(sizes.numpy(), middle, axis=2)[..., middle, None])
 
 
 @dataclass(frozen=True, eq=False)
