@@ -102,3 +102,8 @@ def test_without_a_working_git_there_is_no_commit(monkeypatch, error):
 
     monkeypatch.setattr(subprocess, "run", run)
     assert environment("cpu")["commit"] is None
+
+
+def test_a_package_that_was_started_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/lib/tightrope/__main__.py", "train", "recipe.toml"])
+    assert environment("cpu")["command"] == "python -m tightrope train recipe.toml"

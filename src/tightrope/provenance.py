@@ -26,8 +26,14 @@ def environment(device: torch.device | str, seed: int | None = None) -> dict[str
         "device": str(device),
         "seed": seed,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
     }
+
+
+def _command() -> str:
+    program = Path(sys.argv[0])
+    started = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*started, *sys.argv[1:]])
 
 
 def _commit() -> str | None:

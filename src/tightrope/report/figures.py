@@ -365,13 +365,13 @@ def compared(labels: Sequence[str], rows: Sequence[Mapping[str, Any]], key: str,
                 ends = [row[first], row[second]]
                 if None not in ends:
                     left.plot(ends, [place, place], color=PALETTE["grey"], linewidth=width, zorder=1)
-        for name, colour, marker in (
-            ("certified", "blue", "o"),
-            ("attacked", "vermilion", "D"),
-            ("clean", "green", "s"),
+        for name, colour, marker, size in (  # the last lies on top, so small that both show at one place
+            ("clean", "green", "s", 34),
+            ("attacked", "vermilion", "D", 46),
+            ("certified", "blue", "o", 18),
         ):
             known = {place: row[name] for place, row in enumerate(rows) if row[name] is not None}
-            look: dict[str, Any] = {"s": 34, "color": PALETTE[colour], "marker": marker, "zorder": 2}
+            look: dict[str, Any] = {"s": size, "color": PALETTE[colour], "marker": marker, "zorder": 2}
             left.scatter(list(known.values()), list(known), label=name, **look)
         left.set_yticks(places, labels)
         left.set_ylim(len(rows) - 0.5, -0.5)
