@@ -17,6 +17,7 @@ import statistics
 import sys
 import tomllib
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -239,13 +240,14 @@ def sweep_page() -> str:
         "",
         "Written by `python results/make.py` from `results/sweep.json`; do not edit.",
         "",
-        f"One network (`{found['model']}`, MNIST, test eps {found['eps']:g}), one seed, and one budget: the",
-        f"time of {found['plain_epochs']} epochs of plain cross-entropy training on one CPU core. A method",
-        "whose step costs seven plain steps gets a seventh of the epochs. Batch, optimiser and learning rate",
-        "are the same for all; methods that train on bounds have twice the test eps, as the field does,",
-        "except `diffai`, `wong-kolter` and the rows with an @EPS in their name; other options are each",
-        "method's defaults, but for `crown-ibp`'s loss fusion and the 10 projections of `wong-kolter`",
-        "([results/sweep.py](../results/sweep.py)).",
+        f"One network (`{found['model']}`, MNIST, test eps {found['eps']:g}), one seed, or as many as",
+        "a row says, with mean ± deviation; and one budget: the time of "
+        f"{found['plain_epochs']} epochs of plain cross-entropy training",
+        "on one CPU core. A method whose step costs seven plain steps gets a seventh of the epochs. Batch,",
+        "optimiser and learning rate are the same for all; methods that train on bounds have twice the test",
+        "eps, as the field does, except `diffai`, `wong-kolter` and the rows with an @EPS in their name; other",
+        "options are each method's defaults, but for `crown-ibp`'s loss fusion and the 10 projections of",
+        "`wong-kolter` ([results/sweep.py](../results/sweep.py)).",
         "",
         f"Per cent of the first {found['examples']:,} test images: *certified* by the cascade with"
         f" {found['time_limit']:g} s per image,",
@@ -258,13 +260,14 @@ def sweep_page() -> str:
         "| plain steps per step |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in found["rows"]:
-        attacked = row["clean_correct"] - row["falsified"]
-        shares = (row["clean_correct"], attacked, row["robust"], row["undecided"], row["by_ibp"])
-        cells = " | ".join(f"{100 * share / found['examples']:.1f}" for share in shares)
-        radius = row["recipe"]["method"].get("eps", "")
-        cost = f"{row['epochs']} | {row['plain_steps_per_step']:.1f}"
-        lines.append(f"| `{row['name']}` | {radius} | {cells} | {cost} |")
+    for name, seeds in groupby(found["rows"], key=lambda row: row["name"]):
+        runs = list(seeds)
+        counts = zip(*map(_counts, runs), strict=True)
+        cells = " | ".join(_share(count, found["examples"]) for count in counts)
+        radius = runs[0]["recipe"]["method"].get("eps", "")
+        several = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
+        cost = f"{runs[0]['epochs']} | {runs[0]['plain_steps_per_step']:.1f}"
+        lines.append(f"| `{name}`{several} | {radius} | {cells} | {cost} |")
     made = sorted({row["trained"]["commit"][:7] for row in found["rows"]})
     dates = sorted({row["trained"]["date"][:10] for row in found["rows"]})
     machines = sorted({row["machine"] for row in found["rows"]})
@@ -274,6 +277,18 @@ def sweep_page() -> str:
         f" {', '.join(machines)}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _counts(run: dict[str, Any]) -> tuple[int, ...]:
+    """Of how many images it is right, withstands the attack, is proved, is open, is proved by intervals."""
+    attacked = run["clean_correct"] - run["falsified"]
+    return run["clean_correct"], attacked, run["robust"], run["undecided"], run["by_ibp"]
+
+
+def _share(counts: Sequence[int], examples: int) -> str:
+    shares = [100 * count / examples for count in counts]
+    deviation = f" ± {statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
+    return f"{statistics.mean(shares):.1f}{deviation}"
 
 
 def _cell(spread: dict[str, Any]) -> str:

@@ -4,6 +4,8 @@
     python results/sweep.py certify FOLDER [NAME ...]  the cascade on the first 1,000 test images of each run
     python results/sweep.py table FOLDER               results/sweep.json, of the runs that are certified
 
+A NAME with #SEED behind it is that row once more with another seed than 0.
+
 The budget is the time of PLAIN_EPOCHS epochs of plain cross-entropy training: a method whose step costs
 seven plain steps gets a seventh of the epochs. Network, batch, optimiser and learning rates are the same for
 all, and what a row does not name is the method's default.
@@ -12,6 +14,7 @@ all, and what a row does not name is the method's default.
 from __future__ import annotations
 
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -75,8 +78,9 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
 }
 
 
-def train(folder: Path, name: str) -> None:
-    """Train one row for as many epochs as the budget buys."""
+def train(folder: Path, run_name: str) -> None:
+    """Train one row for as many epochs as the budget buys; all its seeds for as many."""
+    name, _, seed = run_name.partition("#")
     options, modifiers = ROWS[name]
     content = {**COMMON, "method": {"name": re.split("[+@]", name)[0], **options}, "modifiers": modifiers}
     recipe = folder / f"{name}.toml"
@@ -86,9 +90,11 @@ def train(folder: Path, name: str) -> None:
         override(content, [f"training.epochs={max(1, round(PLAIN_EPOCHS / ratio))}"])
         text = parse_recipe(content, name).to_toml()
         recipe.write_text(f"# a step costs {ratio:.2f} plain steps; {PLAIN_EPOCHS} plain epochs\n{text}")
-    run = folder / name
-    resume = ["--resume"] if (run / "checkpoint").exists() else []
-    command("train", recipe, "--out", run, *resume)
+    run = folder / run_name
+    if (run / "checkpoint").exists():
+        command("train", "--out", run, "--resume")
+    else:
+        command("train", recipe, "--out", run, "--seed", seed or 0)
 
 
 def seconds_per_epoch(content: dict[str, Any]) -> float:
@@ -110,14 +116,15 @@ def certify(folder: Path, name: str) -> None:
 
 
 def table(folder: Path) -> None:
-    """Write what the runs of a folder reached, the best certified one first."""
+    """Write what the runs of a folder reached, the best certified row first and its seeds in order."""
     rows = []
     for file in folder.glob("*/certify-cascade-inf-0.1.jsonl"):
         header, verdicts = read_verdicts(file)
         summary, made = summarise(verdicts), read_json(file.parent / "environment.json")
         if summary["examples"] < EXAMPLES:
             continue
-        name, recipe = file.parent.name, tomllib.loads((file.parent / "recipe.toml").read_text())
+        name = file.parent.name.partition("#")[0]
+        recipe = tomllib.loads((file.parent / "recipe.toml").read_text())
         ratio = re.match(r"# a step costs ([\d.]+) plain", (folder / f"{name}.toml").read_text())
         rows.append(
             {
@@ -132,7 +139,10 @@ def table(folder: Path) -> None:
                 "machine": made["machine"],
             }
         )
-    rows.sort(key=lambda row: -row["robust"])
+    proved: dict[str, list[int]] = {row["name"]: [] for row in rows}
+    for row in rows:
+        proved[row["name"]].append(row["robust"])
+    rows.sort(key=lambda row: (-statistics.mean(proved[row["name"]]), row["name"], row["recipe"]["seed"]))
     content = {
         "format": "tightrope-sweep/1",
         "train": "python results/sweep.py train FOLDER",
