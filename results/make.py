@@ -246,8 +246,8 @@ def sweep_page() -> str:
         "on one CPU core. A method whose step costs seven plain steps gets a seventh of the epochs. Batch,",
         "optimiser and learning rate are the same for all; methods that train on bounds have twice the test",
         "eps, as the field does, except `diffai`, `wong-kolter` and the rows with an @EPS in their name;",
-        "other options are each method's defaults, but for `crown-ibp`'s loss fusion and the 10 projections of",
-        "`wong-kolter` ([results/sweep.py](../results/sweep.py)).",
+        "other options are each method's defaults, but for `crown-ibp`'s loss fusion and the 10 projections",
+        "of `wong-kolter` ([results/sweep.py](../results/sweep.py)).",
         "",
         f"Per cent of the first {found['examples']:,} test images: *certified* by the cascade with"
         f" {found['time_limit']:g} s per image,",
