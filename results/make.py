@@ -1,9 +1,9 @@
-"""Collect finished and certified runs into a results folder, and write docs/results.md anew.
+"""Collect finished and certified runs into a results folder, and write the pages of results anew.
 
     python results/make.py NAME RUN [RUN ...]     one run per seed; RUN holds certify-VERIFIER-inf-EPS.jsonl
     python results/make.py NAME VERDICTS.jsonl    what the cascade decided of the network NAME, and when; or
                                                   how many of the first images its claim's verifier proves
-    python results/make.py                        only the page
+    python results/make.py                        only the pages: docs/results.md, docs/comparison.md and its picture
 
 The first run's weights are the ones that are kept. The paper's figures, and the verifier if it is not
 ibp, come from results/papers.toml.
@@ -12,6 +12,7 @@ ibp, come from results/papers.toml.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import statistics
 import sys
@@ -23,6 +24,7 @@ from typing import Any
 
 from tightrope.files import read_json, to_json, write_atomically
 from tightrope.recipes import parse_recipe
+from tightrope.report import figures
 from tightrope.verify import Verdict, read_verdicts, summarise
 
 HERE = Path(__file__).resolve().parent
@@ -30,6 +32,7 @@ PAGE = HERE.parent / "docs" / "results.md"
 OURS = ("notes", "cost", "verifier", "weights")  # in papers.toml, what the papers do not say
 FIRST = 1000  # images whose figure tests compare, where all would take too long
 STAGES = ("ibp", "crown-ibp", "crown", "alpha-crown", "complete")
+COLOURS = figures.PALETTE | {"axis": "#545c6b", "grid": "#e4e7ec"}
 ERRORS = {
     "verified_error": "certified_accuracy",
     "clean_error": "clean_accuracy",
@@ -256,6 +259,8 @@ def sweep_page() -> str:
         "timed before each run, while other work ran, and is not exact: the two runs of `ibp` had 3.1 and",
         "2.7, those of `exp-ibp` 4.5 and 3.6.",
         "",
+        "![Clean, attacked and certified accuracy of each method](comparison.svg)",
+        "",
         "| method | train eps | clean | attacked | certified | undecided | by ibp | epochs "
         "| plain steps per step |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -277,6 +282,24 @@ def sweep_page() -> str:
         f" {', '.join(machines)}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def sweep_picture() -> str:
+    """docs/comparison.svg: the shares of sweep.json, of all seeds together."""
+    found = read_json(HERE / "sweep.json")
+    rows = {}
+    for name, seeds in groupby(found["rows"], key=lambda row: row["name"]):
+        runs = list(seeds)
+        shares = [
+            sum(counts) / (len(runs) * found["examples"]) for counts in zip(*map(_counts, runs), strict=True)
+        ]
+        if shares[2] > 0.5:  # the others would leave no room to tell these apart
+            rows[name] = dict(zip(("clean", "attacked", "certified"), shares, strict=False))
+    alt = "; ".join(f"{name} certified {100 * row['certified']:.1f} %" for name, row in rows.items())
+    costs = {"cost_in_plain_epochs": None}
+    drawn = figures.compared(list(rows), [row | costs for row in rows.values()], "sweep", alt)
+    coloured = re.sub(r"var\(--(\w+)\)", lambda match: COLOURS[match[1]], drawn)
+    return coloured.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" style="background: #fff" ', 1)
 
 
 def _counts(run: dict[str, Any]) -> tuple[int, ...]:
@@ -305,3 +328,4 @@ if __name__ == "__main__":
         collect(sys.argv[1], [Path(run) for run in sys.argv[2:]])
     write_atomically(PAGE, page())
     write_atomically(PAGE.with_name("comparison.md"), sweep_page())
+    write_atomically(PAGE.with_name("comparison.svg"), sweep_picture())
