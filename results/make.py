@@ -3,7 +3,7 @@
     python results/make.py NAME RUN [RUN ...]     one run per seed; RUN holds certify-VERIFIER-inf-EPS.jsonl
     python results/make.py NAME VERDICTS.jsonl    what the cascade decided of the network NAME, and when; or
                                                   how many of the first images its claim's verifier proves
-    python results/make.py                        only the pages: docs/results.md, docs/comparison.md and its picture
+    python results/make.py                        only docs/results.md, docs/comparison.md and its picture
 
 The first run's weights are the ones that are kept. The paper's figures, and the verifier if it is not
 ibp, come from results/papers.toml.
