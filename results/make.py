@@ -3,7 +3,7 @@
     python results/make.py NAME RUN [RUN ...]     one run per seed; RUN holds certify-VERIFIER-inf-EPS.jsonl
     python results/make.py NAME VERDICTS.jsonl    what the cascade decided of the network NAME, and when; or
                                                   how many of the first images its claim's verifier proves
-    python results/make.py                        only docs/results.md, docs/comparison.md and its picture
+    python results/make.py                        only docs/results.md, docs/comparison.md and the pictures
 
 The first run's weights are the ones that are kept. The paper's figures, and the verifier if it is not
 ibp, come from results/papers.toml.
@@ -25,6 +25,7 @@ from typing import Any
 from tightrope.files import read_json, to_json, write_atomically
 from tightrope.recipes import parse_recipe
 from tightrope.report import figures
+from tightrope.report.read import read_metrics
 from tightrope.verify import Verdict, read_verdicts, summarise
 
 HERE = Path(__file__).resolve().parent
@@ -92,7 +93,8 @@ def collect(name: str, runs: list[Path]) -> None:
     }
     folder = HERE / name
     folder.mkdir(exist_ok=True)
-    for file in ("recipe.toml", "model.json", *["model.safetensors"] * papers.get("weights", True)):
+    weights = ["model.safetensors"] * papers.get("weights", True)
+    for file in ("recipe.toml", "model.json", "metrics.jsonl", *weights):
         shutil.copyfile(runs[0] / file, folder / file)
     write_atomically(folder / "result.json", to_json(result, indent=2) + "\n")
 
@@ -202,7 +204,35 @@ def page() -> str:
             *(f"- {note}" for note in result["notes"]),
             "",
         ]
-    return "\n".join([*lines, "", *_cascades(), *notes]).rstrip() + "\n"
+    return "\n".join([*lines, "", *_layerwise(), *_cascades(), *notes]).rstrip() + "\n"
+
+
+def _layerwise() -> list[str]:
+    return [
+        "## Layer by layer",
+        "",
+        "![Verified error and clean accuracy by epoch](layerwise.svg)",
+        "",
+        "As in maar.txt, figures 2 and 5: on held-out training images, the first seed of each. *Verified",
+        "error* is the share of right answers that an attack turns behind the layer in work: an estimate, no",
+        "proof. Dashed lines are where a stage ends; across a line the attack is another one.",
+        "",
+    ]
+
+
+def layerwise_picture() -> str:
+    """docs/layerwise.svg: the results that were trained layer by layer, made of every metrics.jsonl."""
+    runs = {
+        file.parent.name.removeprefix("mnist-convmed-").removesuffix("-0.1"): read_metrics(file)
+        for file in sorted(HERE.glob("*/metrics.jsonl"))
+    }
+    found = {name: epochs[-1].get("held_out") for name, epochs in runs.items()}
+    staged = {
+        name: last["verified_error"] for name, last in found.items() if last and "verified_error" in last
+    }
+    alt = "; ".join(f"{name} {100 * end:.1f} %" for name, end in staged.items())
+    shown = {name: runs[name] for name in staged}
+    return _standalone(figures.stages(shown, "layerwise", f"Verified error at the end: {alt}"))
 
 
 def _cascades() -> list[str]:
@@ -297,8 +327,12 @@ def sweep_picture() -> str:
             rows[name] = dict(zip(("clean", "attacked", "certified"), shares, strict=False))
     alt = "; ".join(f"{name} certified {100 * row['certified']:.1f} %" for name, row in rows.items())
     costs = {"cost_in_plain_epochs": None}
-    drawn = figures.compared(list(rows), [row | costs for row in rows.values()], "sweep", alt)
-    coloured = re.sub(r"var\(--(\w+)\)", lambda match: COLOURS[match[1]], drawn)
+    return _standalone(figures.compared(list(rows), [row | costs for row in rows.values()], "sweep", alt))
+
+
+def _standalone(picture: str) -> str:
+    """A report's picture as a file of its own, which has no page to take its colours from."""
+    coloured = re.sub(r"var\(--(\w+)\)", lambda match: COLOURS[match[1]], picture)
     return coloured.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" style="background: #fff" ', 1)
 
 
@@ -327,5 +361,6 @@ if __name__ == "__main__":
     elif len(sys.argv) > 2:
         collect(sys.argv[1], [Path(run) for run in sys.argv[2:]])
     write_atomically(PAGE, page())
+    write_atomically(PAGE.with_name("layerwise.svg"), layerwise_picture())
     write_atomically(PAGE.with_name("comparison.md"), sweep_page())
     write_atomically(PAGE.with_name("comparison.svg"), sweep_picture())

@@ -123,7 +123,7 @@ def stages(runs: Mapping[str, Sequence[Epoch]], key: str, alt: str) -> Markup:
         }
         for axes, title in ((left, "Verified error"), (right, "Clean accuracy")):
             axes.set_title(title)
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
             for end in ends:
                 axes.axvline(end, color=_AXIS, linewidth=0.9, linestyle=(0, (4, 2)))
         left.set_ylim(bottom=0)
