@@ -33,6 +33,7 @@ PAGE = HERE.parent / "docs" / "results.md"
 OURS = ("notes", "cost", "verifier", "weights")  # in papers.toml, what the papers do not say
 FIRST = 1000  # images whose figure tests compare, where all would take too long
 STAGES = ("ibp", "crown-ibp", "crown", "alpha-crown", "complete")
+# The last two as report.html.j2 has them by day.
 COLOURS = figures.PALETTE | {"axis": "#545c6b", "grid": "#e4e7ec"}
 ERRORS = {
     "verified_error": "certified_accuracy",
