@@ -373,6 +373,19 @@ class TestSteepest:
 
 
 @pytest.mark.parametrize("kind", REGIONS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float64, 1e-200), (torch.float64, 1e200), (torch.float32, 1e-30)]
+)
+def test_rows_whose_squares_are_no_numbers_reach_as_far_as_others(kind, dtype, size):
+    """Weights behind them may bring the scale back: a neuron's box may not collapse to a point."""
+    x = torch.full((1, 2), 0.5, dtype=dtype)
+    rows = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]], dtype=dtype)
+    region = kind(0.25, domain=None)
+    reach, plain = region.minimise(x, size * rows), region.minimise(x, rows)
+    torch.testing.assert_close(reach / size, plain)
+
+
+@pytest.mark.parametrize("kind", REGIONS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("eps", [0.0, 0.3, torch.tensor([0.1, 0.0, 0.5], dtype=torch.float64)])
 def test_the_minimiser_attains_the_minimum_of_every_row(kind, eps):
     torch.manual_seed(0)

@@ -134,6 +134,16 @@ def test_weights_must_be_finite(folder, bad):
         load_target("net")
 
 
+def test_weights_must_be_what_the_network_holds(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: t.double() for name, t in tensors.items()}, folder / "model.safetensors")
+    load_target("net")  # the same numbers
+    tensors = {name: t.double() / 3 for name, t in tensors.items()}
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"weights that the network rounds \(.* is torch.float64 there and"):
+        load_target("net")
+
+
 @pytest.mark.parametrize(
     ("target", "said"),
     [

@@ -19,7 +19,7 @@ from tightrope.bounds import Bounds, Engine, Interval, Problem
 from tightrope.data import Augment, DataSet, Source, as_source, hold_out
 from tightrope.errors import InputError, RecipeError
 from tightrope.files import check_line, read_lines, to_json, write_atomically
-from tightrope.graph import Graph, trace
+from tightrope.graph import Graph, check_training_mode, trace
 from tightrope.models import build
 from tightrope.parallel import Workers
 from tightrope.provenance import environment
@@ -275,14 +275,17 @@ def prepare(recipe: Recipe, model: nn.Module, source: Source) -> tuple[Graph, Te
     """The traced network on the source's device, the examples to train on, and the held-out ones.
 
     Raises:
-        InputError: if the network does not fit the data, or has nothing to train.
+        InputError: if the network does not fit the data, has nothing to train, or does something else in
+            training mode.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError("the network has no parameters to train (all are frozen, or there are none)")
     index, aside = hold_out(source.labels(), recipe.held_out, recipe.seed)
     chunks = list(source.batches(aside.split(1000)))
     held_out = HeldOut(torch.cat([x for x, _, _ in chunks]), torch.cat([y for _, y, _ in chunks]))
-    return _trace_for(source, model, held_out.x.device), index, held_out
+    graph = _trace_for(source, model, held_out.x.device)
+    check_training_mode(model)
+    return graph, index, held_out
 
 
 def _trace_for(source: Source, model: nn.Module, device: torch.device) -> Graph:

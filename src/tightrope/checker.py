@@ -175,7 +175,10 @@ class Region:
         error = gamma(2 * rows.shape[-1]) * dot(size + TINY, farthest)
         if self.norm == "inf":
             return dot(rows, self.middle) - dot(size, self.radius), error
-        longest = np.sqrt(np.square(size).sum(-1)) if self.norm == "2" else size.max(-1)
+        longest = size.max(-1)
+        if self.norm == "2":  # without squares of small numbers, which are 0
+            scale = np.where(longest > 0, longest, 1)
+            longest = longest * np.sqrt(np.square(size / scale[..., None]).sum(-1))
         return dot(rows, self.x) - self.eps * longest, error
 
     def holds(self, point: Array) -> bool:
@@ -361,7 +364,8 @@ def check(
     """Check the claim on one example; a RejectedError, or another, if it is not accepted."""
     label, status, classes = claim["label"], claim["status"], network.size[-1]
     region = Region(x, header["eps"], header["norm"], header["domain"])
-    require(0 <= label < classes > 1 and status in STATUSES, f"there is no class {label}, or no {status!r}")
+    require(is_class(label, classes) and classes > 1, f"there is no class {label!r}")
+    require(status in STATUSES, f"there is no status {status!r}")
     require(
         (claim["predicted"] != label) is (status == "misclassified"), f"{status}, but taken for another class"
     )
@@ -383,13 +387,15 @@ def check(
 def margin_at(network: Network, point: Array, label: int, predicted: int) -> float:
     """The margin at a point where the network answers as it is said to, to within rounding."""
     logits = network.run(point)[0]
-    others = np.delete(logits, label).max()
-    best = others if predicted == label else logits[label]
-    seen = logits[predicted] - max(best, others)
-    require(
-        seen >= -1e-9 * (1 + np.abs(logits).max()), f"the network does not answer {predicted}, as is said"
-    )
-    return float(logits[label] - others)
+    require(is_class(predicted, len(logits)), f"there is no class {predicted!r}")
+    least = logits.max() - 1e-9 * (1 + np.abs(logits).max())
+    require(logits[predicted] >= least, f"the network does not answer {predicted}, as is said")
+    return float(logits[label] - np.delete(logits, label).max())
+
+
+def is_class(number: Any, classes: int) -> bool:
+    """Whether it is the number of a class, and not what NumPy would take for one."""
+    return type(number) is int and 0 <= number < classes
 
 
 def prove(network: Network, region: Region, label: int, rule: str, tensors: dict[str, Array]) -> float:

@@ -183,8 +183,7 @@ class _Ball(Region):
         self, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"]
     ) -> Float[Tensor, "batch rows"]:
         centre, flat = x.flatten(1), rows.flatten(2)
-        longest: Tensor = torch.linalg.vector_norm(flat, self.dual, dim=2)
-        return dot(flat, centre) - self.radius(centre) * longest
+        return dot(flat, centre) - self.radius(centre) * _length(flat, self.dual).squeeze(2)
 
     def minimiser(
         self, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"]
@@ -202,7 +201,7 @@ class _Ball(Region):
         centre = x.flatten(1)
         step = (point - x).flatten(1)
         radius = step.new_zeros(len(x), 1) + self.radius(centre)
-        inside = self._length(step) <= radius
+        inside = _length(step, self.order) <= radius
         # Adding the shortened step to x rounds every entry. A radius smaller by that much makes sure
         # that the result is judged to lie inside, so that a projected point stays where it is.
         largest = centre.abs().amax(1, keepdim=True)
@@ -215,18 +214,14 @@ class _Ball(Region):
     ) -> Float[Tensor, "batch *shape"]:
         direction = self._direction(x.flatten(1), generator)
         share = torch.rand(len(x), 1, generator=generator, dtype=x.dtype, device=x.device)
-        step = (share * direction / self._length(direction)).view_as(x)
+        step = (share * direction / _length(direction, self.order)).view_as(x)
         return self.project(x, x + step * self.radius(x))
-
-    def _length(self, step: Float[Tensor, "batch features"]) -> Float[Tensor, "batch 1"]:
-        length: Tensor = torch.linalg.vector_norm(step, self.order, dim=1, keepdim=True)
-        return length
 
     def _shorten(
         self, step: Float[Tensor, "batch features"], radius: Float[Tensor, "batch 1"]
     ) -> Float[Tensor, "batch features"]:
         """The steps longer than `radius`, scaled down to that length."""
-        length = self._length(step)
+        length = _length(step, self.order)
         longer = length > radius
         return torch.where(longer, step * (radius / torch.where(longer, length, 1)), step)
 
@@ -255,11 +250,8 @@ class L2Ball(_Ball):
         self, x: Float[Tensor, "batch *shape"], gradient: Float[Tensor, "batch *shape"]
     ) -> Float[Tensor, "batch *shape"]:
         flat = gradient.flatten(1)
-        # The squares of a confident network's gradient underflow: make its largest entry 1 first.
-        largest = flat.abs().amax(1, keepdim=True)
-        moves = largest > 0
-        scaled = flat / torch.where(moves, largest, 1)
-        unit = scaled / torch.where(moves, self._length(scaled), 1)
+        length = _length(flat, self.order)
+        unit = flat / torch.where(length > 0, length, 1)
         return unit.view_as(x) * self.radius(x)
 
     def _direction(
@@ -309,6 +301,19 @@ class L1Ball(_Ball):
         size = torch.empty_like(like).exponential_(generator=generator)
         positive = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device) < 0.5
         return torch.where(positive, size, -size)
+
+
+def _length(vectors: Float[Tensor, "*batch features"], order: float) -> Float[Tensor, "*batch 1"]:
+    """`||vector||_order`. Squares that underflow or overflow do not count as none."""
+    length: Tensor
+    if order != 2:
+        length = torch.linalg.vector_norm(vectors, order, dim=-1, keepdim=True)
+        return length
+    # Entries below 1e-162 (in float32 1e-23) have squares of 0, and later weights may make up for it.
+    largest = vectors.detach().abs().amax(-1, keepdim=True)
+    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1)
+    length = torch.linalg.vector_norm(vectors / scale, dim=-1, keepdim=True)
+    return scale * length
 
 
 def dot(

@@ -142,6 +142,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise InputError(f"{path} holds the weights of another network: {reason}") from None
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
         raise InputError(f"{path} holds NaN or Inf; nothing can be certified about such a network")
+    own = model.state_dict()
+    rounded = [name for name, t in tensors.items() if not torch.equal(own[name].cpu().to(t.dtype), t)]
+    if rounded:
+        raise InputError(
+            f"{path} has weights that the network rounds ({rounded[0]} is {tensors[rounded[0]].dtype} there "
+            f"and {own[rounded[0]].dtype} in the network), so that it would be another one: make the network "
+            "in the precision of the file, for example by `.double()` in its factory"
+        )
 
 
 def _from_folder(folder: Path) -> Target:

@@ -76,6 +76,15 @@ def test_gradients_of_the_lines_are_those_of_their_definition():
         assert torch.autograd.gradcheck(parts, (lower.requires_grad_(), upper.requires_grad_()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_box_whose_width_is_too_large_a_number_is_bounded_too(dtype):
+    end = torch.full((1, 1), 0.9 * torch.finfo(dtype).max, dtype=dtype)
+    for slope in ("parallel", "adaptive"):
+        lines = relax(ReLU(), -end, end, slope)
+        torch.testing.assert_close(lines.upper_slope, torch.full_like(end, 0.5))
+        torch.testing.assert_close(lines.upper_offset, 0.5 * end)
+
+
 @pytest.mark.parametrize("op", ACTIVATIONS, ids=str)
 @pytest.mark.parametrize("slope", SLOPES)
 def test_a_box_that_is_not_a_number_bounds_nothing(op, slope):

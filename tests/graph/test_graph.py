@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from tightrope.bounds import Bounds, Interval, Problem
 from tightrope.errors import InputError
@@ -420,6 +420,28 @@ def test_its_tensors_are_all_that_its_function_depends_on():
     assert set(graph.tensors()) == {"0.layer.weight", "0.layer.bias", "0.mean", "0.plain"}
     graph = trace(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), (2,))
     assert fingerprint(graph.tensors()) == fingerprint(graph.module.state_dict())
+
+
+def test_weights_that_are_computed_are_told_apart_by_what_computes_them():
+    class Times(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, weight):
+            return self.factor * weight
+
+    graphs = []
+    for factor in (1.0, 0.01):
+        layer = nn.Linear(2, 2)
+        with torch.no_grad():
+            layer.weight.fill_(1.0)
+        parametrize.register_parametrization(layer, "weight", Times(factor))
+        graphs.append(trace(nn.Sequential(layer), (2,)))
+    first, second = graphs
+    assert first.structure() != second.structure()
+    assert fingerprint(first.tensors()) != fingerprint(second.tensors())
+    assert torch.equal(first.tensors()["0.weight (computed)"], torch.ones(2, 2))
 
 
 def test_what_enters_each_activation_is_what_its_predecessor_yields():

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 from tightrope.errors import InputError, UnsupportedOperatorError
-from tightrope.graph import Graph, ops, trace
+from tightrope.graph import Graph, check_training_mode, ops, trace
 
 
 class Fn(nn.Module):
@@ -490,6 +490,36 @@ class TestBadInput:
     def test_the_output_must_be_logits(self, net, got):
         with pytest.raises(InputError, match=rf"logits of shape \(batch, classes\), got .*{got}"):
             trace(net, (1, 4, 4))
+
+    def test_a_head_that_is_not_returned_is_left_out(self):
+        class Heads(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body, self.aside, self.head = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 3)
+
+            def forward(self, x):
+                z = torch.relu(self.body(x))
+                _ = torch.sin(torch.relu(self.aside(z)))  # which could not be bounded
+                return self.head(z)
+
+        graph = trace(Heads(), (4,))
+        assert [node.name for node in graph.nodes] == ["input", "body", "relu", "head"]
+
+    def test_a_network_that_does_something_else_in_training_mode_is_not_for_training(self):
+        class Branch(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body, self.drop = nn.Linear(4, 4), nn.Dropout(0.5)
+
+            def forward(self, x):
+                z = self.body(x)
+                return self.drop(z) if self.training else z
+
+        network = Branch()
+        trace(network, (4,))
+        with pytest.raises(InputError, match=r"other operators in training mode .* self\.training"):
+            check_training_mode(network)
+        assert all(module.training for module in network.modules())
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_weights_must_be_finite(self, value):

@@ -269,12 +269,28 @@ def cells_of_another_class(files: Files, random: np.random.Generator) -> None:
     tensors[f"{prefix}rivals"] = rivals
 
 
+def no_class(files: Files, random: np.random.Generator) -> None:
+    """The network's own answer, by a name under which NumPy finds it: another one than the label, then."""
+    record = one(files, random, "robust")
+    classes, label = files.network[1]["nodes"][-1]["shape"][0], record["label"]
+    names: list[Any] = [label - classes, [label], float(label)]
+    name = names[random.integers(len(names))]
+    if random.random() < 0.5:
+        files.set(record, status="misclassified", predicted=name, margin=-1.0, proof=None)
+    else:
+        tensors, _, place = files.claim(record)
+        point = base64.b64encode(tensors["x"][place].astype("<f8").tobytes()).decode()
+        files.set(record, status="falsified", margin=-1.0, proof=None)
+        record["witness"] = {"float64": point, "predicted": name}
+    record["certificate"]["proof"] = None
+
+
 PLAIN: tuple[Change, ...] = (
     another_value, another_region, a_bit, a_shorter_certificate, another_certificate, one_verdict_twice,
     one_verdict_less, no_certificate,
 )  # fmt: skip
 SEALED: tuple[Change, ...] = (
-    a_false_proof, another_answer, a_larger_margin, an_input_of_another_class, everything_as_region,
+    a_false_proof, no_class, another_answer, a_larger_margin, an_input_of_another_class, everything_as_region,
     another_network, no_witness, a_leaf_less, cells_of_another_class,
 )  # fmt: skip
 

@@ -112,10 +112,15 @@ def test_only_unstable_neurons_have_variables():
 def test_a_neuron_that_hardly_changes_its_sign_gets_a_box_that_the_solver_can_tell_from_none():
     graph = trace(nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)).double().eval(), (1,))
     x = torch.full((1, 1), 0.5, dtype=torch.float64)
-    boxes = {2: (torch.full((1, 1), -1e-12).double(), torch.full((1, 1), 1e-12).double())}
-    with torch.no_grad():
-        neurons = encode(graph, layers_of(graph), x, Box(0.1), boxes).neurons
-    assert (neurons.lower.item(), neurons.upper.item()) == (-1e-6, 1e-6)
+    for size in (1.0, 1e-9):
+        box = torch.tensor([[-1e-13 * size]]).double(), torch.tensor([[size]]).double()
+        with torch.no_grad():
+            encoding = encode(graph, layers_of(graph), x, Box(0.1), {2: box})
+        neurons = encoding.neurons
+        np.testing.assert_allclose([neurons.lower.item(), neurons.upper.item()], [-1e-6 * size, size])
+        # Its constraint is in units of its box: what a tolerance is to one neuron it is to all.
+        row = encoding.matrix.toarray()[0, [neurons.positive.item(), neurons.negative.item()]]
+        np.testing.assert_allclose(row, [1, -1e-6])
 
 
 def test_a_region_that_is_not_linear_is_refused():

@@ -9,6 +9,7 @@ import highspy
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from torch import nn
 
 from tightrope.bounds import Linear, Problem
@@ -59,6 +60,43 @@ def test_crown_is_below_the_triangles_which_are_below_the_program_which_is_exact
         assert lines[t] <= relaxed + 1e-7
         assert relaxed <= whole + 1e-7
         assert whole == pytest.approx(exact(seed)[t], abs=1e-6, rel=1e-4)  # HiGHS ends at a gap of 1e-4
+
+
+def test_neurons_far_below_the_solvers_tolerances_are_not_lost():
+    """The margin is 0.05 - relu(x - 0.55) with a neuron that is tiny: -0.25 at x = 0.85."""
+    for tiny in (1e-8, 1e-12, 1e-15):
+        layers = nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)
+        with torch.no_grad():
+            for layer, weight, bias in (
+                (layers[0], [[tiny]], [-0.55 * tiny]),
+                (layers[2], [[-1 / tiny], [0.0]], [0.05, 0.0]),
+            ):
+                layer.double().weight.copy_(torch.tensor(weight, dtype=torch.float64))
+                layer.bias.copy_(torch.tensor(bias, dtype=torch.float64))
+        graph = trace(nn.Sequential(*layers), (1,))
+        x, y = torch.full((1, 1), 0.55, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+        with torch.no_grad():
+            for eps, proved in ((0.3, False), (0.04, True)):
+                assert ask(Milp(), graph, x, y, Box(eps)).proved.item() == proved
+
+
+def test_coefficients_that_the_solver_drops_may_be_anything_in_between():
+    one = given(0)
+    program = encoded(one)
+    row = np.eye(program.output.offset.size)[0]
+    column = sparse.csr_array(np.full((program.matrix.shape[0], 1), 1e-13))
+    more = replace(
+        program,
+        matrix=sparse.hstack([program.matrix, column], "csr"),
+        lower=np.append(program.lower, -1.0),
+        upper=np.append(program.upper, 1.0),
+        binary=np.append(program.binary, False),
+        output=replace(program.output, matrix=sparse.hstack([program.output.matrix, 0 * column[: row.size]])),
+    )
+    model, before = milp._model(more, row), milp._model(program, row)
+    finite = np.isfinite(before.row_lower_)
+    lower = np.array(before.row_lower_)[finite]
+    np.testing.assert_array_equal(np.array(model.row_lower_)[finite], lower - 1e-13)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -106,6 +106,19 @@ def test_bounds_are_rounded_outwards(read):
         assert Fraction(float(query.upper[i])) >= Fraction(high)
         assert query.upper[i] - query.lower[i] <= 2 * math.ulp(0.1)
 
+    assert Fraction(float(query.inside[0][0])) >= Fraction("0.1")
+    assert Fraction(float(query.inside[1][0])) <= Fraction(text)
+    assert query.inside[0][1] > query.inside[1][1]  # no number of float64 is -0.1
+
+
+def test_factors_that_float64_does_not_have_are_not_taken_for_zero(read):
+    for factor, limit in (("1e-400", "-1e-400"), ("1e300", "-1e300")):
+        (query,) = read(f"{DECLARED} {BOX} (assert (<= (* {factor} Y_0) {limit}))")
+        one = torch.ones(3, dtype=torch.float64)
+        assert query.cases[0].holds(-one)
+        assert not query.cases[0].holds(one)
+        assert not query.cases[0].holds(0 * one)
+
 
 def test_an_input_alone_may_be_a_counter_example(read):
     (query,) = read(f"{DECLARED} {BOX}")

@@ -240,12 +240,12 @@ class _Chord(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = lower.clamp(max=0), upper.clamp(min=0)
-        width = (high - low).clamp_(min=torch.finfo(lower.dtype).tiny)
+        low, high = lower.clamp(max=0), upper.clamp(min=0).mul_(0.5)
+        width = high.sub(low, alpha=0.5).clamp_(min=torch.finfo(lower.dtype).tiny)  # a half: all may overflow
         slope = high / width  # what is not a number stays so
         if any(ctx.needs_input_grad):
             unstable = slope.mul(1 - slope).gt_(0)
-            ctx.save_for_backward(slope, unstable, unstable / width)
+            ctx.save_for_backward(slope, unstable, unstable.mul(0.5).div_(width))
         return slope, low.mul_(slope).neg_()
 
     @staticmethod

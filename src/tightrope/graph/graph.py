@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tightrope.errors import InputError
 from tightrope.graph.ops import Activation, Affine, BatchNorm, Conv, Identity, Linear, Live, Operator, Reshape
@@ -165,20 +167,40 @@ class Graph:
             for node in self.nodes[1:]
         ]
         parts += [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in saved.items()]
+        parts += self._parametrizations()
         read = self._read()
         if read != [name for name in saved if not name.endswith("num_batches_tracked")]:
             parts.append(f"{read}")  # which layer has which weights does not follow from their order
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
+    def _parametrizations(self) -> list[str]:
+        """What computes weights from others (weight norm, for example), and how it is set."""
+        found = list[str]()
+        for path, module in self.module.named_modules():
+            if parametrize.is_parametrized(module):
+                for name, chain in module.parametrizations.items():
+                    found += [f"{path}.{name} {type(part).__name__} {_plain(part)}" for part in chain]
+        return found
+
     def tensors(self) -> dict[str, Tensor]:
-        """What the network's function depends on: what is saved, buffers that are not, plain attributes."""
+        """What the network's function depends on: what is saved, buffers that are not, plain attributes.
+
+        Also the weights that are computed from others, since what computes them may be anything.
+        """
+        with evaluation(self.module), torch.no_grad():
+            computed = {
+                f"{path}.{name} (computed)": getattr(module, name)
+                for path, module in self.module.named_modules()
+                if parametrize.is_parametrized(module)
+                for name in module.parametrizations
+            }
         plain = {
             f"{path}.{name}": value
             for path, module in self.module.named_modules()
             for name, value in vars(module).items()
             if isinstance(value, Tensor)
         }
-        return {**plain, **dict(self.module.named_buffers()), **self.module.state_dict()}
+        return {**computed, **plain, **dict(self.module.named_buffers()), **self.module.state_dict()}
 
     def _read(self) -> list[str]:
         """The names of the tensors that the operators read, in order."""
@@ -210,6 +232,18 @@ class Graph:
         return last
 
 
+@contextmanager
+def evaluation(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every submodule gets its own mode back."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
 def _settings(op: Operator | None) -> list[Any]:
     """What an operator was told, but for its weights; a module says it, or most of it."""
     plain = (bool, int, float, str, tuple, type(None), nn.Module)
@@ -223,6 +257,16 @@ def _settings(op: Operator | None) -> list[Any]:
             untold = ("ceil_mode", "count_include_pad", "divisor_override")
             found += [getattr(value, name, None) for name in untold]
     return found
+
+
+def _plain(module: nn.Module) -> list[tuple[str, Any]]:
+    """The numbers and words that a module was told."""
+    told = (bool, int, float, str, tuple, type(None))
+    return sorted(
+        (name, value)
+        for name, value in vars(module).items()
+        if isinstance(value, told) and not name.startswith("_") and name != "training"
+    )
 
 
 def _uses(nodes: Sequence[Node]) -> list[int]:

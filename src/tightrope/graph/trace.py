@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tightrope.errors import InputError, UnsupportedOperatorError
 from tightrope.graph import ops
-from tightrope.graph.graph import Graph, Node
+from tightrope.graph.graph import Graph, Node, evaluation
 
 _BATCH = 2  # examples in the probing pass; more than one, so that a lost batch dimension shows
 
@@ -54,7 +53,7 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
             "the network itself has forward hooks, or a forward that is not its class's, which a bound would "
             "not see: put it inside another module that does this in its forward"
         )
-    with _evaluation(module):
+    with evaluation(module):
         try:
             fx_graph = _Tracer().trace(module)
         except Exception as error:
@@ -66,6 +65,31 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
         graph = _translate(module, fx_graph, values, stale)
         _check_same(module, graph)
     return graph
+
+
+def check_training_mode(module: nn.Module) -> None:
+    """Refuse a network whose forward calls other operators in training mode than in evaluation mode.
+
+    What is trained is what was traced, and that is the network in evaluation mode: a branch on
+    `self.training` would be left out in silence. `nn.Dropout` and BatchNorm are operators that know both.
+
+    Raises:
+        InputError: if its forward does.
+
+    Example:
+        >>> check_training_mode(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout()))
+    """
+    calls: list[list[tuple[str, Any]]] = []
+    with evaluation(module):
+        for mode in (False, True):
+            module.train(mode)
+            calls.append([(n.op, n.target) for n in _Tracer().trace(module).nodes])
+    if calls[0] != calls[1]:
+        raise InputError(
+            "the network's forward calls other operators in training mode than in evaluation mode (a branch "
+            "on self.training?), and tightrope trains what it does in evaluation mode: use modules that know "
+            "both modes, such as nn.Dropout and BatchNorm, and leave out heads that only training has"
+        )
 
 
 def recast(graph: Graph, dtype: torch.dtype) -> Graph:
@@ -87,18 +111,6 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = type_before_parametrizations(m) in _MODULES
         return known or super().is_leaf_module(m, module_qualified_name)
-
-
-@contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every submodule gets its own mode back."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
 
 
 def _is_altered(module: nn.Module) -> bool:
@@ -163,7 +175,10 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any], s
     nodes: list[Node] = []
     index: dict[fx.Node, int] = {}
     problems: list[str] = []
+    needed = _needed(graph)
     for n in graph.nodes:
+        if n not in needed:
+            continue
         value = values[n]
         if n in stale:
             problems.append(f"  {n.name}: it reads a value that an operator before it overwrote in place")
@@ -202,9 +217,18 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any], s
     if not isinstance(output, fx.Node) or output not in index or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"the network must return logits of shape (batch, classes), got {got}")
-    if index[output] != len(nodes) - 1:
-        nodes = nodes[: index[output] + 1]
     return Graph(module, tuple(nodes))
+
+
+def _needed(graph: fx.Graph) -> set[fx.Node]:
+    """The input, and what the output depends on: nothing need be said about a head that is not returned."""
+    found = {n for n in graph.nodes if n.op in ("placeholder", "output")}
+    waiting = list(found)
+    while waiting:
+        before = set(waiting.pop().all_input_nodes) - found
+        found |= before
+        waiting += before
+    return found
 
 
 def _holds_tensors(value: Any) -> bool:

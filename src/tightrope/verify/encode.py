@@ -1,8 +1,9 @@
 """A ReLU network over a region as linear constraints, with a 0/1 variable where a neuron needs one.
 
 Every variable is scaled to `[-1, 1]` or `[0, 1]`: the input by how far it may move, and an unstable neuron,
-whose input z lies in `[l, u]`, by its two parts: `z = u p + l n`. Then `max(z, slope z) = u p + slope l n`,
-the triangle of Ehlers (2017) is `p + n <= 1`, and the neuron itself is `p <= s, n <= 1 - s` with s in {0, 1}.
+whose input z lies in `[l, u]`, by its two parts: `z = u p + l n` (divided by the larger of u and -l, as a
+constraint). Then `max(z, slope z) = u p + slope l n`, the triangle of Ehlers (2017) is `p + n <= 1`, and the
+neuron itself is `p <= s, n <= 1 - s` with s in {0, 1}.
 Everything else is an affine function of these variables and is written out, so that a stable neuron costs
 neither a variable nor a constraint. Sources: seeds.md, section 5; maar.txt, A.3; Tjeng et al. 2019.
 """
@@ -29,7 +30,7 @@ from tightrope.graph import Graph
 from tightrope.graph.ops import Affine, Conv, LeakyReLU, Operator, ReLU
 from tightrope.region import Box, L1Ball, Region
 
-NARROWEST = 1e-6  # an unstable neuron's box reaches this far to both sides: HiGHS drops smaller coefficients
+NARROWEST = 1e-6  # an unstable neuron's box reaches this share of its larger side to the other one at least
 ROWS = 512  # of an operator's matrix that are pulled back at once
 
 
@@ -114,8 +115,8 @@ class Neurons:
     Args:
         node: node number of each one's activation.
         place: its number in there.
-        lower: lower bound l of its input, at most -NARROWEST.
-        upper: upper bound u, at least NARROWEST.
+        lower: lower bound l of its input.
+        upper: upper bound u.
         gap: by how much the triangle may exceed it.
         positive: number of its variable p.
         negative: number of its variable n.
@@ -235,7 +236,9 @@ def encode(
         forms[i] = Form(sparse.diags_array(kept) @ z.matrix + bent, kept * z.offset)
         forms[i].matrix.eliminate_zeros()  # of dead neurons: what reads them costs nothing
         split = own.parts(z.matrix.shape, 1.0) - z.matrix
-        parts.append(Form(split[own.place], z.offset[own.place]))
+        # Tolerances are absolute: what is off by one is off by the same share of every neuron's box.
+        shrunk = sparse.diags_array(1 / np.maximum(-own.lower, own.upper))
+        parts.append(Form(shrunk @ split[own.place], shrunk @ z.offset[own.place]))
     lines = np.arange(count)
     triangle = _entries(
         (count, len(lower) + 2 * count), lines, (neurons.positive, 1.0), (neurons.negative, 1.0)
@@ -263,7 +266,9 @@ def _neurons(graph: Graph, boxes: Boxes, first: int) -> Neurons:
     for i, box in boxes.items():
         low, up = _flat(box)
         places = ((low < 0) & (up > 0)).nonzero()[0]
-        low, up = np.minimum(low[places], -NARROWEST), np.maximum(up[places], NARROWEST)
+        low, up = low[places], up[places]
+        side = NARROWEST * np.maximum(-low, up)
+        low, up = np.minimum(low, -side), np.maximum(up, side)
         gap = (1 - _slope(graph.nodes[i].op)) * up * low / (low - up)
         columns.append((np.full(len(places), i), places, low, up, gap))
     node, place, low, up, gap = map(np.concatenate, zip(*columns, strict=True))

@@ -25,6 +25,7 @@ from tightrope.verify.stages import CROWN, LARGEST, Finding, answer, size, slack
 MARGIN_ABSOLUTE = 1e-5
 MARGIN_RELATIVE = 1e-6
 
+SMALLEST_VALUE = 1e-12  # of a coefficient; HiGHS drops smaller ones
 LARGEST_VALUE = 1e15  # of a coefficient; HiGHS refuses larger ones, but drops those that are not numbers
 
 _OPTIONS: dict[str, bool | int | float | str] = {
@@ -34,7 +35,7 @@ _OPTIONS: dict[str, bool | int | float | str] = {
     "primal_feasibility_tolerance": 1e-9,
     "dual_feasibility_tolerance": 1e-9,
     "mip_feasibility_tolerance": 1e-8,  # with 1e-9, some of the points that HiGHS finds fail its own check
-    "small_matrix_value": 1e-12,  # smaller coefficients are dropped; 1e-9 if nothing is said
+    "small_matrix_value": SMALLEST_VALUE,
 }
 
 
@@ -103,10 +104,14 @@ def minimise(
 def _model(encoding: Encoding, row: Float[ndarray, "classes"]) -> highspy.HighsLp:
     """`minimise` as HiGHS takes it: the whole matrix, column by column."""
     model, columns = highspy.HighsLp(), encoding.matrix.tocsc()
+    # What is dropped may be anything that its coefficient allows, since no variable is larger than 1.
+    dropped = abs(columns)
+    dropped.data[dropped.data >= SMALLEST_VALUE] = 0
+    room = dropped.sum(axis=1)
     model.num_row_, model.num_col_ = columns.shape
     model.col_cost_, model.offset_ = encoding.output.matrix.T @ row, float(row @ encoding.output.offset)
     model.col_lower_, model.col_upper_ = encoding.lower, encoding.upper
-    model.row_lower_, model.row_upper_ = encoding.least, encoding.most
+    model.row_lower_, model.row_upper_ = encoding.least - room, encoding.most + room
     model.a_matrix_.format_ = highspy.MatrixFormat.kColwise
     model.a_matrix_.start_, model.a_matrix_.index_ = columns.indptr, columns.indices
     model.a_matrix_.value_ = columns.data

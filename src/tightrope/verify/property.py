@@ -127,8 +127,11 @@ def _replay(verdict: Verdict, asked: _Question, network: nn.Module, query: Query
         return None
     like = next(asked.buffers())
     cube = torch.zeros_like(like) if verdict.witness is None else verdict.witness.point.to(like)
-    corners = (corner.to(cube).view_as(cube) for corner in (query.lower, query.upper))
-    x = asked.to_box(cube).clamp(*corners)
+    ends = query.inside or (query.lower, query.upper)
+    lower, upper = (corner.to(cube).view_as(cube) for corner in ends)
+    if bool((lower > upper).any()):  # no number of float64 lies in the box
+        return None
+    x = asked.to_box(cube).clamp(lower, upper)
     y = network(x.unsqueeze(0)).squeeze(0).cpu()
     return CounterExample(x.cpu(), y) if any(case.holds(y) for case in query.cases) else None
 

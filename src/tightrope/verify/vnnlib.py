@@ -64,11 +64,13 @@ class Query:
         lower: lower corner, inputs in order.
         upper: upper corner.
         cases: an input is a counter-example if one of them holds of its outputs.
+        inside: corners of the numbers that lie in the box, if its own were rounded outwards.
     """
 
     lower: Float64[Tensor, "inputs"]
     upper: Float64[Tensor, "inputs"]
     cases: tuple[Case, ...]
+    inside: tuple[Float64[Tensor, "inputs"], Float64[Tensor, "inputs"]] | None = None
 
 
 def read_vnnlib(path: Path, inputs: int, outputs: int) -> tuple[Query, ...]:
@@ -150,17 +152,21 @@ def _queries(text: str, inputs: int, outputs: int) -> tuple[Query, ...]:
             f"it is for a network with {found['X']} inputs (X_0 ...) and {found['Y']} outputs (Y_0 ...), "
             f"this one has {inputs} and {outputs}"
         )
-    boxes: dict[tuple[tuple[float, ...], tuple[float, ...]], list[Case]] = {}
+    boxes: dict[tuple[tuple[Fraction, Fraction], ...], list[Case]] = {}
     for conjunction in _alternatives(["and", *asserted], names):
         box = _box(conjunction, inputs)
         if box is not None:
             boxes.setdefault(box, []).append(_case(conjunction, outputs))
-    return tuple(
-        Query(
-            torch.tensor(lower, dtype=torch.float64), torch.tensor(upper, dtype=torch.float64), tuple(cases)
-        )
-        for (lower, upper), cases in boxes.items()
-    )
+    return tuple(_query(box, cases) for box, cases in boxes.items())
+
+
+def _query(box: Sequence[tuple[Fraction, Fraction]], cases: Sequence[Case]) -> Query:
+    def numbers(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64)
+
+    outside = numbers([_below(low) for low, _ in box]), numbers([-_below(-high) for _, high in box])
+    inside = numbers([-_below(-low) for low, _ in box]), numbers([_below(high) for _, high in box])
+    return Query(*outside, tuple(cases), inside)
 
 
 def _network(command: Sequence[Any]) -> dict[str, str]:
@@ -264,8 +270,8 @@ def _linear(expression: Any, names: Names) -> dict[str, Fraction]:
     return total
 
 
-def _box(conjunction: Sequence[Atom], inputs: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """The box that a conjunction lays down, or None if it is empty."""
+def _box(conjunction: Sequence[Atom], inputs: int) -> tuple[tuple[Fraction, Fraction], ...] | None:
+    """The box that a conjunction lays down, as the ends of each input, or None if it is empty."""
     lower: list[Fraction | None] = [None] * inputs
     upper: list[Fraction | None] = [None] * inputs
     for factors, limit, strict in conjunction:
@@ -284,14 +290,14 @@ def _box(conjunction: Sequence[Atom], inputs: int) -> tuple[tuple[float, ...], t
             upper[i] = bound if high is None else min(high, bound)
         else:
             lower[i] = bound if low is None else max(low, bound)
-    corners: list[tuple[float, float]] = []
+    ends: list[tuple[Fraction, Fraction]] = []
     for i, (low, high) in enumerate(zip(lower, upper, strict=True)):
         if low is None or high is None:
             raise _Malformed(f"the input X_{i} has no {'lower' if low is None else 'upper'} bound")
         if low > high:
             return None
-        corners.append((_below(low), -_below(-high)))
-    return tuple(low for low, _ in corners), tuple(high for _, high in corners)
+        ends.append((low, high))
+    return tuple(ends)
 
 
 def _below(value: Fraction) -> float:
@@ -303,8 +309,13 @@ def _below(value: Fraction) -> float:
 def _case(conjunction: Sequence[Atom], outputs: int) -> Case:
     mine = [atom for atom in conjunction if any(name.startswith("Y_") for name in atom[0])]
     rows = torch.zeros(len(mine), outputs, dtype=torch.float64)
-    for row, (factors, *_) in zip(rows, mine, strict=True):
+    limits = torch.zeros(len(mine), dtype=torch.float64)
+    for i, (factors, limit, _) in enumerate(mine):
+        top = max(factors.values(), key=abs)
+        power = top.denominator.bit_length() - top.numerator.bit_length()
+        # Where float64 might make zeros of all of them, a power of two brings the largest one near 1.
+        scale = Fraction(2) ** (power if abs(power) > 100 else 0)
         for name, factor in factors.items():
-            row[int(name[2:])] = float(factor)
-    limits = torch.tensor([float(limit) for _, limit, _ in mine], dtype=torch.float64)
+            rows[i, int(name[2:])] = float(factor * scale)
+        limits[i] = float(limit * scale)
     return Case(rows, limits, torch.tensor([strict for *_, strict in mine], dtype=torch.bool))
