@@ -351,3 +351,100 @@ def test_devices_go_by_name():
 def test_what_the_package_promises_is_there():
     assert all(hasattr(tr, name) for name in tr.__all__)
     assert Path(tr.__file__).with_name("py.typed").exists()
+
+
+# ------------------------------------------------------------------------------------ what is no such thing
+
+
+BOX = tr.Box(eps=0.1)
+UNCALLED: Any = tr.engines.crown
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        pytest.param(lambda net, x, out: tr.bounds(net, x, 0.3), "the region must be a Region", id="number"),
+        pytest.param(lambda net, x, out: tr.bounds("net", x, BOX), "the model must be a Module", id="word"),
+        pytest.param(lambda net, x, out: tr.bounds(net, x, BOX, "crown"), r"engines\.crown\(\)", id="name"),
+        pytest.param(
+            lambda net, x, out: tr.bounds(net, x, BOX, UNCALLED), r"made by a call", id="uncalled engine"
+        ),
+        pytest.param(
+            lambda net, x, out: tr.fit(net, examples(20), tr.methods.ibp, out=out),
+            r"the method must be a Method, for example tightrope\.methods\.ibp\(eps=0\.3\)",
+            id="uncalled method",
+        ),
+        pytest.param(
+            lambda net, x, out: tr.methods.ibp(eps=0.1) | tr.reweight,
+            "call the modifier",
+            id="uncalled modifier",
+        ),
+        pytest.param(
+            lambda net, x, out: tr.fit(net, examples(20), tr.methods.ibp(eps=0.1), augment={}, out=out),
+            "augment must be a Augment|training",
+            id="table",
+        ),
+        pytest.param(
+            lambda net, x, out: tr.fit(net.double(), examples(20), tr.methods.ibp(eps=0.1), out=out),
+            r"trained in float32, this one has parameters of torch\.float64: give model\.float\(\)",
+            id="precision",
+        ),
+        pytest.param(
+            lambda net, x, out: tr.fit(net, examples(20), tr.methods.ibp(eps=0.1), out=out, epoch=3),
+            "unknown key training.epoch .did you mean 'epochs'",
+            id="keyword",
+        ),
+        pytest.param(
+            lambda net, x, out: tr.certify(net, examples(20), BOX, attack="pgd"), "the attack", id="attack"
+        ),
+        pytest.param(lambda net, x, out: tr.certify(net, examples(20), 0.1), "the region", id="radius"),
+        pytest.param(lambda net, x, out: tr.certify(net, examples(20), BOX, seed=-1), "seed", id="seed"),
+        pytest.param(
+            lambda net, x, out: tr.certify(net, examples(20), BOX, resume=True),
+            "nothing to resume",
+            id="resume",
+        ),
+        pytest.param(lambda net, x, out: tr.Box(eps="8/255"), "eps must be .* got '8/255'", id="fraction"),
+        pytest.param(
+            lambda net, x, out: tr.bounds(nn.LazyLinear(2), x, BOX), "`weight` has no shape yet", id="lazy"
+        ),
+        pytest.param(
+            lambda net, x, out: tr.certify(nn.utils.weight_norm(nn.Linear(2, 2)), examples(20), BOX),
+            "cannot be copied .*parametrizations",
+            id="hook",
+            marks=pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning"),
+        ),
+    ],
+)
+def test_what_is_no_such_thing_is_named_with_what_would_be(call, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        call(network(), torch.rand(3, 2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: tr.reweight(gamma=-1), r"reweight cannot be used:\n  gamma: .* greater than 0 \(got -1\)"),
+        (lambda: tr.reweight(alpha=float("nan")), "alpha"),
+        (lambda: tr.methods.diffai(eps=0.1, domain="hbox"), "domain: Input should be 'box', .*hbox"),
+        (lambda: tr.methods.sabr(eps=0.1, share=2.0), "share"),
+        (lambda: tr.methods.ibp(eps=None), "eps"),
+    ],
+)
+def test_options_are_checked_as_those_of_a_recipe(make, said):
+    with pytest.raises(InputError, match=said):
+        make()
+
+
+def test_options_are_read_as_those_of_a_recipe():
+    assert tr.methods.ibp(eps="8/255").options["eps"] == 8 / 255
+
+
+def test_labels_of_any_integer_are_class_numbers():
+    net, x, y = network(), torch.rand(4, 2), torch.tensor([0, 1, 1, 0])
+    wanted = tr.margins(net, x, y, BOX)
+    for dtype in (torch.uint8, torch.int32):
+        assert torch.equal(tr.margins(net, x, y.to(dtype), BOX), wanted)
+    with pytest.raises(InputError, match="class numbers"):
+        tr.margins(net, x, y.bool(), BOX)

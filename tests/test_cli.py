@@ -621,7 +621,9 @@ def test_certify_asks_for_what_a_factory_cannot_know(here):
     save_file({}, "none.safetensors")
     Path("empty.py").write_text("from torch import nn\nnets = lambda: nn.Sequential(nn.ReLU())\n")
     outcome = tightrope("certify", "empty:nets", "--weights", "none.safetensors")
-    assert_refused(outcome, "--data and --eps")
+    assert_refused(outcome, "on what data (--data) or at which eps (--eps)")
+    outcome = tightrope("certify", "empty:nets", "--weights", "none.safetensors", "--eps", 0.1)
+    assert_refused(outcome, "does not say on what data (--data)\n")
     options = ("--weights", "none.safetensors", "--data", "blobs.npz", "--eps", "0.1", "--resume")
     assert_refused(tightrope("certify", "empty:nets", *options), "--out FILE")
 
@@ -824,7 +826,7 @@ def test_radius_refuses_in_one_line(here, arguments, said):
 def test_radius_asks_for_what_a_factory_cannot_know(here):
     save_file({}, "none.safetensors")
     Path("empty.py").write_text("from torch import nn\nnets = lambda: nn.Sequential(nn.ReLU())\n")
-    assert_refused(tightrope("radius", "empty:nets", "--weights", "none.safetensors"), "--data and --eps")
+    assert_refused(tightrope("radius", "empty:nets", "--weights", "none.safetensors"), "(--data) or at which")
 
 
 # -------------------------------------------------------------------------------- ONNX and VNN-LIB

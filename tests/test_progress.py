@@ -94,4 +94,4 @@ def test_the_bar_goes_away_even_if_the_work_fails():
     [(0, "0m00s"), (59.6, "1m00s"), (61, "1m01s"), (3599.4, "59m59s"), (3600, "1h00m"), (90061, "25h01m")],
 )
 def test_durations(seconds, text):
-    assert progress._duration(seconds) == text
+    assert progress.duration(seconds) == text

@@ -18,12 +18,12 @@ from tightrope.recipes import (
     Normalisation,
     Recipe,
     build_method,
-    options_of,
     override,
     parse_recipe,
     read_recipe,
 )
 from tightrope.train import METHODS, Course, Ramp, Steps, Training
+from tightrope.train.options import options_of
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [*sorted((ROOT / "recipes").rglob("*.toml")), Path(str(files("tightrope") / "quickstart.toml"))]

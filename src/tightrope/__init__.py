@@ -8,9 +8,10 @@ result = tr.certify(model, test_set, tr.Box(eps=0.3))
 
 from tightrope import engines, methods
 from tightrope.api import Run, bounds, certify, fit, latent_robustness, margins, radius
+from tightrope.errors import DivergedError, InputError, SoundnessViolation, TightropeError
 from tightrope.rechecking import recheck
 from tightrope.region import Box, L1Ball, L2Ball
-from tightrope.train import Course, Ramp, Steps
+from tightrope.train import Course, Method, Ramp, Steps
 from tightrope.train.modifiers import (
     auto_eps,
     l1,
@@ -25,11 +26,16 @@ from tightrope.train.modifiers import (
 __all__ = [
     "Box",
     "Course",
+    "DivergedError",
+    "InputError",
     "L1Ball",
     "L2Ball",
+    "Method",
     "Ramp",
     "Run",
+    "SoundnessViolation",
     "Steps",
+    "TightropeError",
     "auto_eps",
     "bounds",
     "certify",

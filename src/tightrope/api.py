@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ from tightrope.targets import ModelFacts, make_model
 from tightrope.train import Method, Training, train
 from tightrope.train.checkpoint import derive_seed
 from tightrope.train.evaluate import HeldOut
+from tightrope.train.options import explain
 from tightrope.train.schedules import last
 from tightrope.verify import (
     CERTIFICATION_ATTACK,
@@ -89,7 +91,7 @@ def bounds(
     Raises:
         InputError: if an input leaves the domain, or the network or its shape does not fit.
     """
-    _check_inputs(model, x, region)
+    _check_inputs(model, x, region, engine)
     graph = trace(model, x.shape[1:])
     return (engine or Interval())(Problem(graph, x, region, Spec.logits(len(x), graph.classes, x)))
 
@@ -97,7 +99,7 @@ def bounds(
 def margins(
     model: nn.Module,
     x: Float[Tensor, "batch *shape"],
-    y: Int[Tensor, "batch"],
+    y: Integer[Tensor, "batch"],
     region: Region,
     engine: Engine | None = None,
 ) -> Float[Tensor, "batch classes"]:
@@ -113,16 +115,28 @@ def margins(
     Raises:
         InputError: if an input leaves the domain, a label is out of range, or shapes do not fit.
     """
-    _check_inputs(model, x, region)
-    if y.shape != x.shape[:1] or y.is_floating_point():
+    _check_inputs(model, x, region, engine)
+    if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
         raise InputError(
             f"labels must be {len(x)} class numbers, one per input, got {y.dtype} of shape {tuple(y.shape)}"
         )
     graph = trace(model, x.shape[1:])
-    return (engine or Interval())(Problem(graph, x, region, Spec.margins(y, graph.classes, x))).lower
+    return (engine or Interval())(Problem(graph, x, region, Spec.margins(y.long(), graph.classes, x))).lower
 
 
-def _check_inputs(model: nn.Module, x: Tensor, region: Region) -> None:
+def _check_kind(what: str, value: object, kind: type, usual: str) -> None:
+    """Refuse what is no `kind` of thing, such as a function that should have been called."""
+    if not isinstance(value, kind):
+        raise InputError(f"{what} must be a {kind.__name__}, for example {usual}; got {value!r:.100}")
+
+
+def _check_inputs(model: nn.Module, x: Tensor, region: Region, engine: Engine | None) -> None:
+    _check_kind("the model", model, nn.Module, "torch.nn.Sequential(...)")
+    _check_kind("the region", region, Region, "tightrope.Box(eps=0.3)")
+    if isinstance(engine, str) or (inspect.isfunction(engine) and engine.__module__.startswith("tightrope.")):
+        raise InputError(
+            f"the engine must be made by a call, such as tightrope.engines.crown(); got {engine!r}"
+        )
     like = next(model.parameters(), torch.empty(0))
     if x.ndim == 0 or (x.dtype, x.device) != (like.dtype, like.device):
         raise InputError(
@@ -175,6 +189,10 @@ def fit(
         InputError: if something given cannot be used.
         DivergedError: if a loss or gradient turns NaN or infinite.
     """
+    _check_kind("the model", model, nn.Module, "torch.nn.Sequential(...)")
+    _check_kind("the method", method, Method, "tightrope.methods.ibp(eps=0.3)")
+    if augment is not None:
+        _check_kind("augment", augment, Augment, "tightrope.data.Augment(flip=True)")
     given = {
         "seed": seed,
         "test_eps": test_eps,
@@ -186,10 +204,9 @@ def fit(
     try:
         recipe = Recipe.model_validate({k: v for k, v in given.items() if v is not None})
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
-        raise RecipeError(
-            f"fit cannot be called like this: {problems} (training takes {', '.join(Training.model_fields)})"
-        ) from None
+        known = {key: key for key in (*given, *Training.model_fields)}
+        problems = explain(error, "what fit was called with", known)
+        raise RecipeError(f"{problems}\ntraining takes {', '.join(Training.model_fields)}") from None
     source = as_source(train_set, find_device(device))
     return run_recipe(recipe, method, model, source, out=Path(out), resume=resume)
 
@@ -212,15 +229,16 @@ def run_recipe(
     """
     started = (out / "checkpoint" / "last.safetensors").exists()
     if started and not resume:
-        raise InputError(f"{out} already holds a run: resume it (--resume), or choose another folder (--out)")
-    if not started and (out / "model.safetensors").exists():
         raise InputError(
-            f"{out} holds trained weights but no checkpoint to resume: choose another folder (--out)"
+            f"{out} already holds a run: resume it (--resume, in Python resume=True), or choose another "
+            "folder, --out"
         )
+    if not started and (out / "model.safetensors").exists():
+        raise InputError(f"{out} holds trained weights but no checkpoint to resume: choose another folder")
     recipe = resolve(recipe, method, source)
     graph, index, held_out = prepare(recipe, model, source)
     test_eps = recipe.test_eps or 0.0
-    _warn_of_radii(recipe, method)
+    warn_of_radii(recipe, method)
     settings = recipe.model_dump(mode="json", exclude={"training": {"checkpoint_seconds"}})
     identity = flatten(settings) | {
         "data identity": source.identity(),
@@ -275,17 +293,49 @@ def prepare(recipe: Recipe, model: nn.Module, source: Source) -> tuple[Graph, Te
     """The traced network on the source's device, the examples to train on, and the held-out ones.
 
     Raises:
-        InputError: if the network does not fit the data, has nothing to train, or does something else in
-            training mode.
+        InputError: if the network does not fit the data, has nothing to train, is not in float32, or does
+            something else in training mode.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError("the network has no parameters to train (all are frozen, or there are none)")
+    others = {str(p.dtype) for p in model.parameters() if p.is_floating_point()} - {"torch.float32"}
+    if others:
+        raise InputError(
+            f"networks are trained in float32, this one has parameters of {', '.join(sorted(others))}: "
+            "give model.float()"
+        )
     index, aside = hold_out(source.labels(), recipe.held_out, recipe.seed)
     chunks = list(source.batches(aside.split(1000)))
     held_out = HeldOut(torch.cat([x for x, _, _ in chunks]), torch.cat([y for _, y, _ in chunks]))
     graph = _trace_for(source, model, held_out.x.device)
     check_training_mode(model)
     return graph, index, held_out
+
+
+def _check_question(region: Region, attack: Pgd | None, out: Path | str | None, resume: bool) -> None:
+    _check_kind("the region", region, Region, "tightrope.Box(eps=0.3)")
+    if attack is not None:
+        _check_kind("the attack", attack, Pgd, "tightrope.attacks.Pgd(steps=40)")
+    if resume and out is None:
+        raise InputError("there is nothing to resume without a file: say which one (out)")
+    if region.norm == "inf":
+        warn_of_wide(float(torch.as_tensor(region.eps).max()))
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy of a network that is only to be looked at.
+
+    Raises:
+        InputError: if it is none, or cannot be copied.
+    """
+    _check_kind("the model", model, nn.Module, "torch.nn.Sequential(...)")
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise InputError(
+            f"the network cannot be copied ({str(error).splitlines()[0]}): weights that a forward hook "
+            "computes cannot; use torch.nn.utils.parametrizations (weight_norm, spectral_norm) instead"
+        ) from error
 
 
 def _trace_for(source: Source, model: nn.Module, device: torch.device) -> Graph:
@@ -345,11 +395,14 @@ def certify(
         InputError: if something given cannot be used.
         SoundnessViolation: if an example is both certified and attacked.
     """
+    _check_question(region, attack, out, resume)
+    if not 0 <= seed < 2**32:
+        raise InputError(f"the seed must lie in 0 to 2**32 - 1, got {seed}")
     workers = Workers(jobs, ray)
     where = device_for(workers, device)
     source = as_source(test_set, where)
     return judge(
-        _trace_for(source, copy.deepcopy(model), where),
+        _trace_for(source, _copy(model), where),
         source,
         region,
         verifier=verifier,
@@ -411,11 +464,12 @@ def radius(
     Raises:
         InputError: if something given cannot be used.
     """
+    _check_question(region, None, out, resume)
     workers = Workers(jobs, ray)
     where = device_for(workers, device)
     source = as_source(test_set, where)
     return certified_radii(
-        _trace_for(source, copy.deepcopy(model), where),
+        _trace_for(source, _copy(model), where),
         source,
         region,
         tolerance=tolerance,
@@ -458,7 +512,7 @@ def latent_robustness(
     """
     where = find_device(device)
     source = as_source(test_set, where)
-    graph = _trace_for(source, copy.deepcopy(model), where)
+    graph = _trace_for(source, _copy(model), where)
     return attack_inside(graph, source, region, node, attack=attack, first=first, seed=seed)
 
 
@@ -490,7 +544,8 @@ def device_for(workers: Workers, name: str) -> torch.device:
     return device
 
 
-def _warn_of_radii(recipe: Recipe, method: Method) -> None:
+def warn_of_radii(recipe: Recipe, method: Method) -> None:
+    """Warn of training and test radii that are probably not meant so."""
     trained = last(method.eps)
     warn_of_wide(trained)
     if any(loss.certified for loss in method.losses) and (recipe.test_eps or 0.0) > trained:

@@ -175,11 +175,10 @@ class Region:
         error = gamma(2 * rows.shape[-1]) * dot(size + TINY, farthest)
         if self.norm == "inf":
             return dot(rows, self.middle) - dot(size, self.radius), error
-        longest = size.max(-1)
+        norm = size.max(-1)
         if self.norm == "2":  # without squares of small numbers, which are 0
-            scale = np.where(longest > 0, longest, 1)
-            longest = longest * np.sqrt(np.square(size / scale[..., None]).sum(-1))
-        return dot(rows, self.x) - self.eps * longest, error
+            norm = norm * np.sqrt(np.square(size / np.where(norm > 0, norm, 1)[..., None]).sum(-1))
+        return dot(rows, self.x) - self.eps * norm, error
 
     def holds(self, point: Array) -> bool:
         """Whether a point lies in the region, to within rounding."""
@@ -364,8 +363,7 @@ def check(
     """Check the claim on one example; a RejectedError, or another, if it is not accepted."""
     label, status, classes = claim["label"], claim["status"], network.size[-1]
     region = Region(x, header["eps"], header["norm"], header["domain"])
-    require(is_class(label, classes) and classes > 1, f"there is no class {label!r}")
-    require(status in STATUSES, f"there is no status {status!r}")
+    require(is_class(label, classes) and status in STATUSES, f"there is no class {label!r}, or no {status!r}")
     require(
         (claim["predicted"] != label) is (status == "misclassified"), f"{status}, but taken for another class"
     )
@@ -395,7 +393,7 @@ def margin_at(network: Network, point: Array, label: int, predicted: int) -> flo
 
 def is_class(number: Any, classes: int) -> bool:
     """Whether it is the number of a class, and not what NumPy would take for one."""
-    return type(number) is int and 0 <= number < classes
+    return type(number) is int and 0 <= number < classes > 1
 
 
 def prove(network: Network, region: Region, label: int, rule: str, tensors: dict[str, Array]) -> float:
@@ -467,11 +465,7 @@ def recheck(path: Path) -> Json:
         folder, expected = path.parent / Path(about["folder"]).name, range(about["examples"])
         require(all(isinstance(record, dict) for record in records), "a line holds no verdict")
     except (RejectedError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = (
-            error
-            if isinstance(error, RejectedError)
-            else f"damaged, or not from certify --certificates: {error!r}"
-        )
+        reason = error if isinstance(error, RejectedError) else "damaged, or not from certify --certificates"
         raise ValueError(f"{path} holds no certificates ({reason})") from None
     counts, rejected = dict.fromkeys((*STATUSES, "without_certificate"), 0), list[Json]()
     network, batches, seen = None, dict[tuple[Path, str], Batch](), set[int]()
@@ -493,7 +487,7 @@ def recheck(path: Path) -> Json:
             rejected.append({"index": record.get("index"), "reason": reason})
         if done % 100 == 99 or done == len(records) - 1:
             print(f"recheck: {done + 1} of {len(records)} examples", file=sys.stderr)
-    reason = "it has no verdict: the file was cut off, or is not finished"
+    reason = "it has no verdict: the file was cut off, or is not finished (certify --resume)"
     missing = sorted(set(expected) - seen)
     rejected += [{"index": i, "reason": reason} for i in missing]
     region = {key: identity.get(key) for key in ("eps", "norm", "domain")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], where: s
         IdentityError: naming each difference.
     """
     differences = [
-        f"  {key}: {found.get(key)!r} there, {wanted.get(key)!r} now"
+        f"  {key}: {_shown(found.get(key))} there, {_shown(wanted.get(key))} now"
         for key in sorted({*found, *wanted})
         if found.get(key) != wanted.get(key)
     ]
@@ -24,3 +25,11 @@ def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], where: s
             f"{where} was made with other settings:\n" + "\n".join(differences) + "\n"
             "Resume with the same settings, or start afresh in another place."
         )
+
+
+def _shown(value: Any) -> str:
+    """A value, or enough of a hash to tell it from another."""
+    if value is None:
+        return "none"
+    is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+    return f"one with the hash {value[:8]}" if is_hash else repr(value)

@@ -63,14 +63,15 @@ class Progress:
         self._printed = time.monotonic()
         rate = (self._done - self._start_at) / max(self._printed - self._started, 1e-9)
         left = (
-            f", {_duration((self._total - self._done) / rate)} left"
+            f", {duration((self._total - self._done) / rate)} left"
             if rate > 0 and self._done < self._total
             else ""
         )
         print(f"{self._label}: {text}{left}", file=sys.stderr, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as people write it: `59m59s`, `25h01m`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

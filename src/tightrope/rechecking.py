@@ -65,7 +65,9 @@ def recheck(path: Path | str) -> Recheck:
     path = Path(path)
     try:
         report = checker.recheck(path)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
         raise InputError(str(error)) from None
     header, *records = (json.loads(line) for line in read_lines(path) if line)
     folder = path.parent / Path(header["certificates"]["folder"]).name

@@ -6,20 +6,17 @@ A recipe says everything that a run depends on. Numbers may be written as fracti
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import tomllib
-import typing
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tightrope.errors import InputError, RecipeError
-from tightrope.train import METHODS, MODIFIERS, Method, Ramp, Steps, Training
+from tightrope.train import METHODS, MODIFIERS, Method, Steps, Training
+from tightrope.train.options import SCHEDULE_KEYS, check_options, explain, nearest, options_of
 from tightrope.train.schedules import Real, Whole, last
 
 R = TypeVar("R")
@@ -154,7 +151,7 @@ def parse_recipe(content: Mapping[str, Any], source: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(_explain(error, source, _places())) from None
+        raise RecipeError(explain(error, source, _places())) from None
     method = recipe.build_method()
     return recipe.model_copy(update=described(method))
 
@@ -235,34 +232,12 @@ def build_method(
 def _make(kind: str, name: Any, options: Mapping[str, Any], registry: Mapping[str, Callable[..., R]]) -> R:
     """A method or modifier, its options checked."""
     if not isinstance(name, str) or name not in registry:
-        nearest = _nearest(str(name), {known: known for known in registry})
-        raise RecipeError(f"unknown {kind} {name!r}{nearest}; there are {', '.join(registry)}")
-    model = options_of(registry[name])
+        meant = nearest(str(name), {known: known for known in registry})
+        raise RecipeError(f"unknown {kind} {name!r}{meant}; there are {', '.join(registry)}")
     try:
-        checked = model.model_validate(options)
-    except ValidationError as error:
-        keys = {key: key for key in (*_SCHEDULE_KEYS, *model.model_fields)}
-        raise RecipeError(_explain(error, f"{kind} {name}", keys)) from None
-    try:
-        return registry[name](**{key: getattr(checked, key) for key in model.model_fields})
+        return registry[name](**check_options(registry[name], options, f"{kind} {name}"))
     except InputError as error:
         raise RecipeError(str(error)) from error
-
-
-@cache
-def options_of(function: Callable[..., Any]) -> type[BaseModel]:
-    """The options of a method or modifier as a pydantic model, derived from its function's signature."""
-    hints = typing.get_type_hints(function, include_extras=True)
-    fields: dict[str, Any] = {
-        name: (hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
-        for name, parameter in inspect.signature(function).parameters.items()
-    }
-    return create_model(
-        f"{function.__name__} options", __config__=ConfigDict(extra="forbid", frozen=True), **fields
-    )
-
-
-_SCHEDULE_KEYS = {**Ramp.model_fields, **Steps.model_fields}
 
 
 def _places() -> dict[str, str]:
@@ -275,26 +250,5 @@ def _places() -> dict[str, str]:
         ("training.", Training),
         ("", Recipe),
     ]
-    places = {key: key for key in (*_SCHEDULE_KEYS, "tune")}
+    places = {key: key for key in (*SCHEDULE_KEYS, "tune")}
     return places | {key: f"{table}{key}" for table, model in tables for key in model.model_fields}
-
-
-def _explain(error: ValidationError, source: str, known: Mapping[str, str]) -> str:
-    lines = []
-    for problem in error.errors():
-        # In angle brackets is the form of a number (see `Number`), which is no key.
-        place = ".".join(part for part in map(str, problem["loc"]) if not part.startswith("<"))
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"  unknown key {place}{_nearest(str(problem['loc'][-1]), known)}")
-        elif problem["type"] == "missing":
-            lines.append(f"  {place} is missing")
-        elif problem["type"] == "value_error":
-            lines.append(f"  {place}: {problem['ctx']['error']}")
-        else:
-            lines.append(f"  {place}: {problem['msg']} (got {problem['input']!r})")
-    return f"{source} cannot be used:\n" + "\n".join(lines)
-
-
-def _nearest(word: str, known: Mapping[str, str]) -> str:
-    match = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {known[match[0]]!r}?)" if match else ""

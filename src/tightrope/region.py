@@ -40,13 +40,13 @@ class Region(ABC):
         if isinstance(self.eps, Tensor):
             usable = self.eps.ndim == 1 and bool((torch.isfinite(self.eps) & (self.eps >= 0)).all())
         else:
-            usable = math.isfinite(self.eps) and self.eps >= 0
+            usable = isinstance(self.eps, int | float) and math.isfinite(self.eps) and self.eps >= 0
         if not usable:
             raise InputError(
-                f"eps must be finite and not negative (a number, or one per example), got {self.eps}; "
+                f"eps must be finite and not negative (a number, or one per example), got {self.eps!r}; "
                 "it is in pixel units, for example 0.3 or 8/255"
             )
-        if self.domain is not None and not self.domain[0] <= self.domain[1]:
+        if self.domain is not None and not (len(self.domain) == 2 and self.domain[0] <= self.domain[1]):
             raise InputError(
                 f"the domain must be the smallest and the largest value of an input, got {self.domain}"
             )

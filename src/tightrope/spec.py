@@ -44,7 +44,7 @@ class Spec:
                 f"got {int(y.min())}..{int(y.max())}"
             )
         unit = torch.eye(classes, dtype=like.dtype, device=like.device)
-        return cls(unit[y].unsqueeze(1) - unit)
+        return cls(unit[y.long()].unsqueeze(1) - unit)  # uint8 would be taken for a mask
 
     @classmethod
     def logits(cls, batch: int, classes: int, like: Tensor) -> Spec:

@@ -158,8 +158,8 @@ def _from_folder(folder: Path) -> Target:
     facts = _read_facts(folder / "model.json")
     if facts.name is None:
         raise InputError(
-            f"{folder} was trained from Python, so its network cannot be rebuilt from a name: certify it as "
-            f"package.module:factory --weights {folder / 'model.safetensors'}"
+            f"{folder} was trained from Python, so its network cannot be rebuilt from its name: give what "
+            f"makes it, as package.module:factory --weights {folder / 'model.safetensors'}"
         )
     model = (
         make_model(facts.name)

@@ -180,7 +180,7 @@ class TestWhatIsDoneWithIt:
     def test_another_average_is_another_run(self, run, averaged, tmp_path):
         with pytest.raises(Interrupted):
             run(tmp_path, stop=2, average=SWA)
-        with pytest.raises(InputError, match=r"training\.average\.decay: None there, 0\.8 now"):
+        with pytest.raises(InputError, match=r"training\.average\.decay: none there, 0\.8 now"):
             run(tmp_path, resume=True, average=EMA)
 
     def test_a_network_for_smaller_balls_in_the_mean_is_warned_about(self, run, tmp_path):

@@ -91,7 +91,7 @@ def test_each_difference_is_named_and_nothing_is_loaded(saved, trained):
     message = str(refused.value)
     assert str(path) in message
     assert "method.eps: 0.1 there, 0.2 now" in message
-    assert "training.batch: None there, 100 now" in message
+    assert "training.batch: none there, 100 now" in message
     assert "data identity" not in message
     assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
 

@@ -414,7 +414,7 @@ def stopped(run, tmp_path_factory):
         ({"seed": 1}, "seed: 0 there, 1 now"),
         ({"epochs": 4}, "training.epochs: 3 there, 4 now"),
         ({"batch": 8}, "training.batch: 16 there, 8 now"),
-        ({"lr": 0.01}, "training.lr: None there, 0.01 now"),
+        ({"lr": 0.01}, "training.lr: none there, 0.01 now"),
         ({"optimiser": "sgd"}, "training.optimiser: 'adam' there, 'sgd' now"),
         ({"clip": 1.0}, "training.clip: 0.0 there, 1.0 now"),
         ({"test_eps": 0.2}, "test_eps: 0.1 there, 0.2 now"),

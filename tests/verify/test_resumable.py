@@ -175,7 +175,7 @@ class TestFile:
     def test_one_that_exists_is_neither_overwritten_nor_continued_unasked(self, graph, examples, tmp_path):
         out = tmp_path / "certify.jsonl"
         out.write_text("precious")
-        with pytest.raises(InputError, match=r"already exists: go on with it \(--resume\), or"):
+        with pytest.raises(InputError, match=r"already exists: resume it \(--resume, in Python"):
             certify(graph, examples, Box(0.1), out=out)
         assert out.read_text() == "precious"
 

@@ -52,6 +52,8 @@ def export_command(
     data, eps = data or loaded.data, loaded.eps if eps is None else eps
     if data is None and (loaded.input_shape is None or folder is not None):
         raise InputError(f"{target} does not say on what data: give --data")
+    if folder is None and click.get_current_context().params["eps"] is not None:
+        raise InputError("--eps says what is to be proved of the network: give --vnnlib FOLDER for it too")
     if eps is None and folder is not None:
         raise InputError(f"{target} does not say at which eps: give --eps")
     # The data, where they are needed at all, before anything is written.

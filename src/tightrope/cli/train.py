@@ -10,7 +10,7 @@ import click
 import torch
 from torch import nn
 
-from tightrope.api import certify, find_device, make_network, prepare, resolve, run_recipe
+from tightrope.api import certify, find_device, make_network, prepare, resolve, run_recipe, warn_of_radii
 from tightrope.cli.options import (
     COUNT,
     FILE,
@@ -26,10 +26,12 @@ from tightrope.cli.options import (
 from tightrope.data import as_source, load
 from tightrope.errors import InputError
 from tightrope.files import to_json
-from tightrope.recipes import Recipe, options_of, override, parse_recipe, read_recipe
+from tightrope.progress import duration
+from tightrope.recipes import Recipe, override, parse_recipe, read_recipe
 from tightrope.region import REGIONS
 from tightrope.targets import load_target
 from tightrope.train import METHODS
+from tightrope.train.options import options_of
 from tightrope.train.predict import predict_seconds
 
 
@@ -110,10 +112,14 @@ def train_command(
         content.setdefault("modifiers", {}).setdefault(name, {})
     if eps is not None and method in METHODS and "eps" not in options_of(METHODS[method]).model_fields:
         raise InputError(f"{method} trains without a radius: say what to certify at with --test-eps instead")
+    if epochs is not None and budget is not None:
+        raise InputError("--budget chooses the epochs: give --epochs or --budget, not both")
     override(content, assignments)
     if "tune" in content:
         click.echo("note: [tune] is left out; `tightrope tune` searches what it declares", err=True)
     for key in ("data", "model", "method"):
+        if key not in content and resume and recipe is not None and out is not None and recipe.parent == out:
+            raise InputError(f"{out} was trained from Python: resume it there, by fit(..., resume=True)")
         if key not in content:
             raise InputError(
                 f"say what to train: a RECIPE, or --data, --model and --method ({key} is missing)"
@@ -149,6 +155,7 @@ def _train(
         if budget is not None:
             recipe, seconds = _within(budget, recipe, seconds)
         if dry_run:
+            warn_of_radii(recipe, method)
             _print_plan(recipe, network, seconds, find_device(device), as_json)
             return
     run = run_recipe(recipe, method, network, source, out=out, resume=resume)
@@ -178,7 +185,7 @@ def _print_plan(
     parameters = sum(p.numel() for p in network.parameters())
     click.echo(recipe.to_toml(), err=as_json)
     click.echo(f"# {parameters:,} parameters", err=as_json)
-    click.echo(f"# about {seconds:.0f} s on {device}", err=as_json)
+    click.echo(f"# about {duration(seconds)} on {device}", err=as_json)
     if as_json:
         settled = recipe.model_dump(exclude_none=True, mode="json")
         click.echo(to_json({"recipe": settled, "parameters": parameters, "seconds": seconds}))
@@ -192,6 +199,8 @@ def quickstart_command(out: Path | None) -> None:
 
     with as_file(files("tightrope") / "quickstart.toml") as path:
         content = tomllib.loads(path.read_text())
+    if out is not None and (out / "recipe.toml").exists():
+        raise InputError(f"{out} holds a run already: choose another folder (--out)")
     out = out or unused(Path("runs/quickstart"))
     _train(parse_recipe(content, "the quickstart recipe"), "cpu", out)
     target = load_target(str(out))

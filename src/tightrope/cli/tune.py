@@ -54,7 +54,7 @@ from tightrope.tune import MARGIN, read_search, search
     default=MARGIN,
     show_default=True,
     help="Stop a trial behind its ramp once a finished one was better by this share of the held-out "
-    "examples in both accuracies; 1 stops none.",
+    "examples in both accuracies, above 0; 1 stops none.",
 )
 @device_option
 @click.option(

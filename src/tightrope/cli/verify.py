@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from tightrope.api import certify, find_device, latent_robustness, radius, warn_of_wide
+from tightrope.api import certify, find_device, latent_robustness, radius
 from tightrope.checker import summary as summarise
 from tightrope.cli.options import COUNT, FILE, json_option, number
 from tightrope.cli.question import AttackQuestion, Question, asking, asking_with_attack, verifier_option
@@ -38,7 +38,7 @@ from tightrope.verify.radius import TIME_LIMIT
     type=number,
     default=60.0,
     show_default=True,
-    help="Seconds that each example may take in each stage of the verifier.",
+    help="Seconds that each example may take in each stage of the verifier, above 0.",
 )
 @click.option(
     "--certificates",
@@ -76,7 +76,10 @@ def certify_command(
     "[there: 150 steps of 0.01, where noise lies in -1 to 1]",
 )
 def attack_command(question: AttackQuestion, latent: str | None) -> None:
-    """Look for perturbations within eps that change TARGET's answer."""
+    """Look for perturbations within eps that change TARGET's answer.
+
+    TARGET is a run folder, a results folder, an .onnx file, or package.module:factory with --weights.
+    """
     if latent is None:
         _judge(question, "none")
         return
@@ -96,10 +99,14 @@ def _on_what(question: Question) -> tuple[Target, str, float]:
     data = question.data or target.data
     eps = target.eps if question.eps is None else question.eps
     if data is None or eps is None:
-        raise InputError(
-            f"{question.target} does not say on what data or at which eps: give --data and --eps"
-        )
+        raise InputError(_missing(question.target, data, eps))
     return target, data, eps
+
+
+def _missing(target: str, data: str | None, eps: float | None) -> str:
+    """What a target does not say, and which options do."""
+    unsaid = {"on what data (--data)": data, "at which eps (--eps)": eps}
+    return f"{target} does not say {' or '.join(words for words, value in unsaid.items() if value is None)}"
 
 
 def _judge(
@@ -107,8 +114,6 @@ def _judge(
 ) -> None:
     target, data, eps = _on_what(question)
     attack = question.attack() if question.attack_steps else None
-    if question.norm == "inf":
-        warn_of_wide(eps)
     if eps == 0:
         warnings.warn("at eps 0 nothing moves, and robust means correct: say how far, --eps", stacklevel=2)
     dataset = load(data)
@@ -237,13 +242,14 @@ def _attack_latent(question: AttackQuestion, node: str) -> None:
 @click.command("radius")
 @asking(
     Question,
-    "Largest radius looked at, in pixel units.  [default: twice the run's test eps; in l_inf at most 1]",
+    "Largest radius looked at, in pixel units, above 0.  [default: twice the run's test eps; in l_inf at "
+    "most 1]",
     click.option("--tolerance", type=number, default=0.001, show_default=True,
-                 help="A radius is at most this much below an eps at which the verifier fails."),
+                 help="A radius is at most this much (above 0) below an eps at which the verifier fails."),
     click.option("--batch", type=COUNT, default=CHUNK, show_default=True,
                  help="Examples at once, and between two writes."),
     click.option("--time-limit", type=number, default=TIME_LIMIT, show_default=True,
-                 help="Seconds that each example may take in each stage at each eps."),
+                 help="Seconds that each example may take in each stage at each eps, above 0."),
 )  # fmt: skip
 @verifier_option((name for name, stages in VERIFIERS.items() if stages), usual="linear")
 def radius_command(
@@ -261,11 +267,7 @@ def radius_command(
     if eps is None and target.eps is not None:
         eps = min(2 * target.eps, 1.0) if norm == "inf" else 2 * target.eps
     if data is None or eps is None:
-        raise InputError(
-            f"{question.target} does not say on what data or up to which eps: give --data and --eps"
-        )
-    if norm == "inf":
-        warn_of_wide(eps)
+        raise InputError(_missing(question.target, data, eps))
     dataset = load(data)
     out = question.file(f"radius-{verifier}-{norm}", target)
     result = radius(

@@ -40,6 +40,8 @@ class Split:
     def __post_init__(self) -> None:
         if self.x.dtype not in (torch.uint8, torch.float32):
             raise DataError(f"images must be uint8 or float32, got {self.x.dtype}: convert them first")
+        if self.x.requires_grad:
+            raise DataError("images must be numbers, these are computed with a gradient: give x.detach()")
         if self.y.dtype != torch.int64:
             raise DataError(f"labels must be int64 class numbers, got {self.y.dtype}: convert them first")
         if self.x.ndim < 2 or self.y.shape != self.x.shape[:1]:
@@ -55,7 +57,7 @@ class Split:
             low, high = (float(end) for end in self.x.aminmax())
             # aminmax hands on a NaN, and no comparison with a NaN holds.
             if not (low >= 0 and high <= 1):
-                seen = "NaN" if low != low else f"values from {low:g} to {high:g}"
+                seen = "NaN" if low != low else f"values from {low:.9g} to {high:.9g}"
                 raise DataError(
                     f"images must be finite and lie in [0, 1], found {seen}: give uint8 or divide by the "
                     "largest value; normalisation belongs in the network, as its first layer"

@@ -90,9 +90,10 @@ class LoaderSource:
 
     def __init__(self, dataset: Dataset[Any], workers: int = 0, device: torch.device | str = "cpu") -> None:
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            hint = "its .dataset, or " if hasattr(dataset, "dataset") else ""
             raise DataError(
-                f"{type(dataset).__name__} cannot be read by index: give a map-style dataset of (x, y), with "
-                "__len__ and __getitem__"
+                f"{type(dataset).__name__} cannot be read by index: give {hint}a map-style dataset of (x, y) "
+                "with __len__ and __getitem__"
             )
         self._length = len(dataset)
         if self._length == 0:
@@ -181,7 +182,10 @@ class _Examples(Dataset[Any]):
                 f"example {index} cannot be read ({type(error).__name__}: {error}): correct the dataset"
             ) from error
         if not isinstance(example, tuple | list) or len(example) != 2:
-            raise DataError(f"example {index} is a {type(example).__name__}, expected a pair (image, label)")
+            raise DataError(
+                f"example {index} is a {type(example).__name__}, expected a pair (image, label): make "
+                "a TensorDataset(images, labels) of two tensors"
+            )
         x, y = example
         if not isinstance(x, Tensor | np.ndarray):
             raise DataError(

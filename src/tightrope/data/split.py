@@ -30,7 +30,7 @@ def hold_out(
         InputError: if `count` or `seed` is out of range.
     """
     if not 0 <= count < len(y):
-        raise InputError(f"cannot hold out {count} of {len(y)} examples: choose 0 to {len(y) - 1}")
+        raise InputError(f"cannot hold out {count} of {len(y)} examples: choose at most {len(y) - 1}")
     if not 0 <= seed < 2**32:
         raise InputError(f"the seed of a split must lie in 0 to 2**32 - 1, got {seed}")
     labels = y.cpu().numpy()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tightrope.errors import InputError, UnsupportedOperatorError
@@ -126,6 +127,8 @@ def _like(module: nn.Module) -> Tensor:
 
 def _check_finite(module: nn.Module) -> None:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise InputError(f"the network's `{name}` has no shape yet: call the network once, on a batch")
         if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
             raise InputError(
                 f"the network's `{name}` holds NaN or Inf; nothing can be said about such a network"

@@ -22,7 +22,7 @@ def facts_of(run: Run) -> dict[str, str]:
         "Data": recipe.get("data") or next(iter(data), None),
         "Model": recipe.get("model"),
         "Parameters": f"{parameters:,}" if isinstance(parameters, int) else None,
-        "Method": method.get("name"),
+        "Method": "+".join([method["name"], *recipe.get("modifiers", {})]) if "name" in method else None,
         "Training eps": eps_text(last(method["eps"])) if "eps" in method else None,
         "Test eps": eps_text(recipe["test_eps"]) if "test_eps" in recipe else ", ".join(tested),
         "Epochs": finished.get("epoch"),

@@ -169,10 +169,14 @@ def _stages(verdicts: Sequence[Verdict]) -> list[StageRow]:
 def _margins(verdicts: Sequence[Verdict], key: str) -> Plot:
     alt = "Histogram of the margins of " + number_text(len(verdicts), "example") + ", coloured by verdict."
     svg, beyond = figures.margins(verdicts, f"{key}-margins", alt)
+    if any(verdict.status == "undecided" and verdict.stage == "attack" for verdict in verdicts):
+        left = "undecided examples it is the smallest one that the attack found, since no verifier was asked"
+    else:
+        left = "robust and undecided examples it is the verifier's guaranteed minimum over all allowed inputs"
     words = (
-        "The margin is how far the true class stays ahead of every other class, in logits. For robust and "
-        "undecided examples it is the verifier's guaranteed minimum over all allowed inputs, for falsified "
-        "ones the margin at the counterexample, for misclassified ones that of the unchanged input. "
+        f"The margin is how far the true class stays ahead of every other class, in logits. For {left}, "
+        "for falsified ones the margin at the counterexample, for misclassified ones that of the unchanged "
+        "input. "
         "Undecided bars close to zero could turn robust with a tighter verifier or a little more training; "
         "bars far to the left could not."
     )
@@ -183,7 +187,8 @@ def beyond_text(count: int) -> str:
     """What the outermost bars of a histogram hide, as a sentence; "" if nothing."""
     if count == 0:
         return ""
-    return f" {number_text(count, 'example')} beyond the ends are counted in the outermost bars."
+    are = "is" if count == 1 else "are"
+    return f" {number_text(count, 'example')} beyond the ends {are} counted in the outermost bars."
 
 
 def layer_rows(run: Run) -> Iterator[LayerRow]:

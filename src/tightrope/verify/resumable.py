@@ -153,7 +153,9 @@ def _start(out: Path, kind: Kind[R], header: dict[str, Any], resume: bool) -> di
         write_atomically(out, to_json(header) + "\n")
         return {}
     if not resume:
-        raise InputError(f"{out} already exists: go on with it (--resume), or write elsewhere (--out)")
+        raise InputError(
+            f"{out} already exists: resume it (--resume, in Python resume=True), or write elsewhere, --out"
+        )
     found, records = read_records(out, kind)
     check_identity(found["identity"], header["identity"], str(out))
     # A line that was cut off by a crash must not be continued.

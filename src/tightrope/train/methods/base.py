@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from jaxtyping import Int
 from pydantic import BaseModel
@@ -22,6 +22,7 @@ from tightrope.train import terms
 from tightrope.train.batch import Margins, Search, State
 from tightrope.train.combine import Total
 from tightrope.train.objective import Combiner, Loss, Radii
+from tightrope.train.options import check_options
 from tightrope.train.schedules import Course, Number, Ramp, Steps, at, last
 from tightrope.train.stages import WHOLE, Layerwise, Stage
 
@@ -81,8 +82,10 @@ class Method:
         """The method with something more: `ibp(eps=0.3) | tightness_r()`.
 
         Raises:
-            InputError: if it already has this modifier, or the modifier does not apply to it.
+            InputError: if it already has this modifier, or the modifier does not apply to it, or is none.
         """
+        if not isinstance(modifier, Modifier):
+            raise InputError(f"call the modifier, for example tightrope.reweight(); got {modifier!r}")
         if modifier.name in self.modifiers:
             raise InputError(f"{self.name} already has the modifier {modifier.name}")
         modifiers = {**self.modifiers, modifier.name: modifier.options}
@@ -142,20 +145,18 @@ MODIFIERS: dict[str, Callable[..., Modifier]] = {}
 
 
 def published(registry: dict[str, Callable[..., R]]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Register a method or modifier under its name, and note the options it was made with."""
+    """Register a method or modifier under its name, check its options, and note what they were."""
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
-        signature = inspect.signature(function)
+        signature, name = inspect.signature(function), function.__name__.replace("_", "-")
 
         @functools.wraps(function)
         def make(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            given = bound.arguments.items()
-            options = {k: v.model_dump() if isinstance(v, BaseModel) else v for k, v in given}
-            return replace(function(*args, **kwargs), options=options)
+            given = check_options(function, signature.bind(*args, **kwargs).arguments, name)
+            options = {k: v.model_dump() if isinstance(v, BaseModel) else v for k, v in given.items()}
+            return replace(cast(Callable[..., R], function)(**given), options=options)
 
-        registry[function.__name__.replace("_", "-")] = make
+        registry[name] = make
         return make
 
     return register
