@@ -684,7 +684,7 @@ def test_ctrl_c_keeps_finished_verdicts_and_resuming_gives_the_same(here, monkey
 
 def test_a_killed_certify_resumes_to_the_same_verdicts(here):
     path = Path("a.jsonl")
-    command = ["certify", "run", "--out", "a.jsonl", "--threads", "1", "--attack-restarts", "4"]
+    command = ["certify", "run", "--out", "a.jsonl", "--threads", "1", "--attack-restarts", "12"]
     process = subprocess.Popen([*PROGRAM, *command], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (path.exists() and path.read_bytes().count(b"\n") > 1) and time.monotonic() < deadline:
@@ -1011,3 +1011,27 @@ def test_quickstart_trains_certifies_and_reports(tmp_path, monkeypatch):
     assert len(statuses) == 360
     assert statuses.count("robust") > 180
     assert (run / "report.html").stat().st_size > 10_000
+
+
+def test_properties_of_another_radius_are_not_mixed(here):
+    options = ("export", "run", "--onnx", "a.onnx", "--vnnlib", "p", "--first", 2)
+    for _ in range(2):
+        assert tightrope(*options).code == 0
+    assert_refused(tightrope(*options, "--eps", 0.01), "p holds other properties", "choose another folder")
+    assert_refused(tightrope(*options[:4], "--eps", 0.01), "give --vnnlib FOLDER")
+
+
+def test_a_radius_is_not_taken_for_another_norm_in_silence(here):
+    assert "is taken for l_2: say --eps" in tightrope("certify", "run", "--first", 2, "--norm", "2").err
+    assert "say --eps" not in tightrope("certify", "run", "--first", 2).err
+
+
+def test_a_dry_run_warns_as_the_run_would(here):
+    outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--test-eps", 0.9, "--dry-run")
+    assert outcome.code == 0
+    assert "is to be certified at 0.9" in outcome.err
+
+
+def test_epochs_and_budget_are_two_answers_to_one_question(here):
+    outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--epochs", 2, "--budget", "20s")
+    assert_refused(outcome, "--epochs or --budget, not both")

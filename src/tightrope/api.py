@@ -370,7 +370,8 @@ def certify(
 
     Args:
         model: any network that `trace` takes; a float64 copy in evaluation mode is judged.
-        test_set: a `Split`, a `TensorDataset`, or any map-style dataset of images in [0, 1] and labels.
+        test_set: a `Split`, a `TensorDataset`, or any map-style dataset of images in [0, 1] and labels;
+            images are read as float32, to which others are rounded.
         region: where each input may move, for example `Box(eps=0.3)`.
         verifier: a name in `tightrope.verify.VERIFIERS`.
         attack: what to look for witnesses with; None looks for none.
@@ -443,7 +444,8 @@ def radius(
 
     Args:
         model: any network that `trace` takes; a float64 copy in evaluation mode is judged.
-        test_set: a `Split`, a `TensorDataset`, or any map-style dataset of images in [0, 1] and labels.
+        test_set: a `Split`, a `TensorDataset`, or any map-style dataset of images in [0, 1] and labels;
+            images are read as float32, to which others are rounded.
         region: the largest region looked at, for example `Box(eps=0.6)`.
         tolerance: a radius is at most this much below an eps at which the verifier fails, in pixel units.
         verifier: a name in `tightrope.verify.VERIFIERS`.
@@ -499,7 +501,8 @@ def latent_robustness(
 
     Args:
         model: any network that `trace` takes; a float32 copy in evaluation mode is attacked.
-        test_set: a `Split`, a `TensorDataset`, or any map-style dataset of images in [0, 1] and labels.
+        test_set: a `Split`, a `TensorDataset`, or any map-style dataset of images in [0, 1] and labels;
+            images are read as float32, to which others are rounded.
         region: where each input may move, for example `Box(eps=0.1)`.
         node: name of an activation, or "input".
         attack: the attack; its step is counted in noise, which lies in [-1, 1].

@@ -213,9 +213,17 @@ def test_a_certified_method_needs_a_radius(name, eps):
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "ibp", "shi-ibp"])
-@pytest.mark.parametrize("eps", [float("nan"), float("inf"), Ramp(start=-0.1, end=0.1)])
-def test_a_radius_is_finite_and_not_negative_from_the_first_step_on(name, eps):
-    with pytest.raises(InputError, match=f"{name}: eps must be finite and not negative"):
+@pytest.mark.parametrize(
+    ("eps", "said"),
+    [
+        (float("nan"), " cannot be used:\n  eps: .* finite number"),
+        (float("inf"), " cannot be used:\n  eps: .* finite number"),
+        (Ramp(start=-0.1, end=0.1), ": eps must be finite and not negative"),
+    ],
+    ids=str,
+)
+def test_a_radius_is_finite_and_not_negative_from_the_first_step_on(name, eps, said):
+    with pytest.raises(InputError, match=name + said):
         METHODS[name](eps=eps)
 
 

@@ -60,27 +60,37 @@ def export_command(
     examples = None if data is None or (loaded.input_shape and folder is None) else load(data).test
     shape = loaded.input_shape or (None if examples is None else examples.shape)
     assert shape is not None
+    paths = list[Path]()
+    if folder is not None and examples is not None and eps is not None:
+        paths = _unmixed(folder, eps, min(first or len(examples), len(examples)))
     write_onnx(loaded.model, shape, out)
     click.echo(f"network: {out}", err=as_json)
-    count = 0
-    if folder is not None and examples is not None and eps is not None:
-        count = _write_properties(folder, loaded.taking(examples.shape), examples, eps, first)
-        click.echo(f"properties: {count} in {folder}", err=as_json)
+    if paths and examples is not None and eps is not None:
+        _write_properties(paths, loaded.taking(examples.shape), examples, eps)
+        click.echo(f"properties: {len(paths)} in {folder}", err=as_json)
     if as_json:
-        click.echo(to_json({"onnx": str(out), "properties": count}))
+        click.echo(to_json({"onnx": str(out), "properties": len(paths)}))
 
 
-def _write_properties(
-    folder: Path, model: torch.nn.Module, examples: Split, eps: float, first: int | None
-) -> int:
-    """One VNN-LIB file per example; how many there are."""
+def _unmixed(folder: Path, eps: float, count: int) -> list[Path]:
+    """A file for each example's property.
+
+    Raises:
+        InputError: if the folder holds others, which would pass for this network's.
+    """
+    paths = [folder / f"{i:05d}-eps-{eps:.4g}.vnnlib" for i in range(count)]
+    others = sorted({*folder.glob("*.vnnlib")} - {*paths})
+    if others:
+        raise InputError(f"{folder} holds other properties ({others[0].name}, ...): choose another folder")
+    return paths
+
+
+def _write_properties(paths: list[Path], model: torch.nn.Module, examples: Split, eps: float) -> None:
+    """One VNN-LIB file per example."""
     region, classes = REGIONS["inf"](eps), trace(model, examples.shape).classes
     warn_of_wide(eps)
-    count = min(first or len(examples), len(examples))
-    for i in range(count):
+    for i, path in enumerate(paths):
         lower, upper = region.corners(examples.images(torch.tensor([i])).double())
         label = int(examples.y[i])
         about = f"test example {i}, class {label}, l_inf eps {eps!r}; a tie is a counter-example"
-        path = folder / f"{i:05d}-eps-{eps:.4g}.vnnlib"
         write_robustness(path, lower[0], upper[0], label, classes, about)
-    return count

@@ -100,6 +100,11 @@ def _on_what(question: Question) -> tuple[Target, str, float]:
     eps = target.eps if question.eps is None else question.eps
     if data is None or eps is None:
         raise InputError(_missing(question.target, data, eps))
+    if question.eps is None and question.norm != "inf":
+        warnings.warn(
+            f"the run's test eps {eps:.4g} is one in l_inf, and is taken for l_{question.norm}: say --eps",
+            stacklevel=2,
+        )
     return target, data, eps
 
 

@@ -180,7 +180,7 @@ def _certificates(
         InputError: if there is no file of verdicts that they could lie beside.
     """
     if out is None:
-        raise InputError("certificates lie beside a file of verdicts: say where that is (out)")
+        raise InputError("certificates lie beside a file of verdicts: say where, --out FILE")
     try:
         network = export(recast(graph, torch.float64)).content()
     except UnknownError as error:
