@@ -121,7 +121,7 @@ def margins(
             f"labels must be {len(x)} class numbers, one per input, got {y.dtype} of shape {tuple(y.shape)}"
         )
     graph = trace(model, x.shape[1:])
-    return (engine or Interval())(Problem(graph, x, region, Spec.margins(y.long(), graph.classes, x))).lower
+    return (engine or Interval())(Problem(graph, x, region, Spec.margins(y, graph.classes, x))).lower
 
 
 def _check_kind(what: str, value: object, kind: type, usual: str) -> None:

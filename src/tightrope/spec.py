@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from tightrope.errors import InputError
@@ -21,7 +21,7 @@ class Spec:
     rows: Float[Tensor, "batch rows classes"]
 
     @classmethod
-    def margins(cls, y: Int[Tensor, "batch"], classes: int, like: Tensor) -> Spec:
+    def margins(cls, y: Integer[Tensor, "batch"], classes: int, like: Tensor) -> Spec:
         """`C[t] = e_y - e_t`: row t is the margin of class y over class t, row y is zero.
 
         Args:
