@@ -2,9 +2,10 @@
 
     python results/sweep.py train EPS FOLDER [NAME ...]    one run folder per row; finished ones stay
     python results/sweep.py certify EPS FOLDER [NAME ...]  the cascade on the first 1,000 test images of each
-    python results/sweep.py table EPS FOLDER               results/sweep-EPS.json, of the certified runs
+    python results/sweep.py table EPS FOLDER               add the certified runs to results/sweep-EPS.json
 
-EPS is the test eps, 0.1 or 0.3. A NAME with #SEED behind it is that row once more with another seed than 0.
+EPS is the test eps, 0.1 or 0.3. A NAME with #SEED behind it is that row once more with another seed than 0;
+it gets the epochs of the row's first run, which may have been made elsewhere.
 
 The budget is the time of PLAIN_EPOCHS epochs of plain cross-entropy training: a method whose step costs
 seven plain steps gets a seventh of the epochs. Network, batch, optimiser and learning rates are the same for
@@ -90,9 +91,13 @@ def train(eps: float, folder: Path, run_name: str) -> None:
     content = {**common, "method": {"name": method, **options}, "modifiers": modifiers}
     recipe = folder / f"{name}.toml"
     if not recipe.exists():
-        plain = seconds_per_epoch({**common, "method": {"name": "standard"}})
-        ratio = seconds_per_epoch(content) / plain
-        override(content, [f"training.epochs={max(1, round(PLAIN_EPOCHS / ratio))}"])
+        before = [row for row in written(eps) if row["name"] == name]
+        if before:
+            content, ratio = before[0]["recipe"], before[0]["plain_steps_per_step"]
+        else:
+            plain = seconds_per_epoch({**common, "method": {"name": "standard"}})
+            ratio = seconds_per_epoch(content) / plain
+            override(content, [f"training.epochs={max(1, round(PLAIN_EPOCHS / ratio))}"])
         text = parse_recipe(content, name).to_toml()
         recipe.write_text(f"# a step costs {ratio:.2f} plain steps; {PLAIN_EPOCHS} plain epochs\n{text}")
     run = folder / run_name
@@ -120,8 +125,19 @@ def certify(eps: float, folder: Path, name: str) -> None:
     command("certify", folder / name, "--first", EXAMPLES, "--time-limit", TIME_LIMIT, *resume)
 
 
+def written(eps: float) -> list[dict[str, Any]]:
+    """The rows that the table has so far."""
+    file = table_file(eps)
+    return list(read_json(file)["rows"]) if file.exists() else []
+
+
+def table_file(eps: float) -> Path:
+    """Where the table lies."""
+    return Path(__file__).parent / f"sweep-{eps:g}.json"
+
+
 def table(eps: float, folder: Path) -> None:
-    """Write what the runs of a folder reached, the best certified row first and its seeds in order."""
+    """Add what the runs of a folder reached: the best certified row comes first, its seeds in order."""
     found: list[dict[str, Any]] = []
     for file in folder.glob(f"*/certify-cascade-inf-{eps:g}.jsonl"):
         header, verdicts = read_verdicts(file)
@@ -144,6 +160,8 @@ def table(eps: float, folder: Path) -> None:
                 "machine": made["machine"],
             }
         )
+    made_now = {(row["name"], row["recipe"]["seed"]) for row in found}
+    found += [row for row in written(eps) if (row["name"], row["recipe"]["seed"]) not in made_now]
     proved: dict[str, list[int]] = {row["name"]: [] for row in found}
     for row in found:
         proved[row["name"]].append(row["robust"])
@@ -159,7 +177,7 @@ def table(eps: float, folder: Path) -> None:
         "time_limit": TIME_LIMIT,
         "rows": found,
     }
-    write_atomically(Path(__file__).parent / f"sweep-{eps:g}.json", to_json(content, indent=2) + "\n")
+    write_atomically(table_file(eps), to_json(content, indent=2) + "\n")
 
 
 def command(*arguments: object) -> None:
