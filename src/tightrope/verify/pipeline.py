@@ -33,7 +33,7 @@ from tightrope.verify.records import FORMAT, VERDICTS
 from tightrope.verify.resumable import ALONE, Rest, go_through
 from tightrope.verify.stages import Stage, answer, attack_stage
 from tightrope.verify.verdict import Status, Verdict, Witness, summarise
-from tightrope.verify.verifiers import find_verifier
+from tightrope.verify.verifiers import check_time_limit, find_verifier
 
 CHUNK = 250  # examples per batch at most, and between two writes
 SEARCHED = 8  # likewise, where each may take as long as its time limit allows
@@ -118,8 +118,7 @@ def certify(
     """
     if isinstance(region.eps, Tensor):
         raise InputError("a certification has one radius for all examples: give eps as a number")
-    if not time_limit > 0:
-        raise InputError(f"the time limit must be a positive number of seconds, got {time_limit}")
+    check_time_limit(time_limit)
     stages = find_verifier(verifier)
     identity = {
         **identify(graph, examples, region),

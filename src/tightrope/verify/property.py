@@ -18,13 +18,12 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from tightrope.attacks import Pgd
-from tightrope.errors import InputError
 from tightrope.graph import trace
 from tightrope.region import Box
 from tightrope.verify.pipeline import Judge, stop_at_contradictions
 from tightrope.verify.stages import CERTIFICATION_ATTACK
 from tightrope.verify.verdict import Verdict
-from tightrope.verify.verifiers import find_verifier
+from tightrope.verify.verifiers import check_time_limit, find_verifier
 from tightrope.verify.vnnlib import Case, Query
 
 Result = Literal["sat", "unsat", "unknown"]
@@ -100,8 +99,7 @@ def decide(
         True
     """
     began = time.perf_counter()
-    if not time_limit > 0:
-        raise InputError(f"the time limit must be a positive number of seconds, got {time_limit}")
+    check_time_limit(time_limit)
     stages = find_verifier(verifier)
     network = copy.deepcopy(model).to(device, torch.float64).eval().requires_grad_(False)
     shape, undecided = tuple(input_shape), 0

@@ -32,7 +32,7 @@ from tightrope.verify.pipeline import CHUNK, exact_inputs, identify
 from tightrope.verify.records import Count, Kind, Length, read_records
 from tightrope.verify.resumable import ALONE, go_through
 from tightrope.verify.stages import Stage, answer
-from tightrope.verify.verifiers import find_verifier
+from tightrope.verify.verifiers import check_time_limit, find_verifier
 
 FORMAT = "tightrope-radius/1"
 
@@ -160,8 +160,7 @@ def certified_radii(
         raise InputError(f"the tolerance must be a number from {largest * FINEST:.2g} up, got {tolerance}")
     if batch < 1:
         raise InputError(f"the number of examples in a batch must be positive, got {batch}")
-    if not time_limit > 0:
-        raise InputError(f"the time limit must be a positive number of seconds, got {time_limit}")
+    check_time_limit(time_limit)
     stages = find_verifier(verifier)
     if not stages:
         raise InputError(f"the verifier {verifier!r} proves nothing, so there is no radius; choose another")
