@@ -15,6 +15,7 @@ from tightrope.errors import DivergedError, InputError
 from tightrope.graph import trace
 from tightrope.train import Loss, Method, Ramp, terms
 from tightrope.train.combine import Bisector, Total, fosc
+from tightrope.train.methods.base import MODIFIERS
 from tightrope.train.schedules import at
 from tightrope.train.step import train_step
 
@@ -154,6 +155,47 @@ def test_while_one_loss_counts_its_gradient_is_the_step(batch):
     bisector(losses, batch(module, x=x, y=y, state=state), list(module.parameters()))
     torch.testing.assert_close(torch.cat([p.grad.flatten() for p in module.parameters()]), given.vectors[0])
     assert int(state["moments.steps"]) == 0
+
+
+@pytest.mark.parametrize("angle", [0.5, 2.5])
+def test_what_else_there_is_to_minimise_is_added_with_its_own_weight(batch, angle):
+    given, module, vectors = Given(SIZE, angle), network(), torch.randn(2, SIZE, dtype=torch.float64)
+
+    def of_parameters(vector):
+        return lambda b: vector @ torch.cat([p.flatten() for p in b.graph.module.parameters()])
+
+    def silent(b):  # as a regulariser is at eps 0
+        return b.x.new_zeros(())
+
+    alone = {name: (given.loss(name, i), 1.0) for i, name in enumerate(Bisector.pair)}
+    added = {
+        "one": (Loss("one", 0.3, of_parameters(vectors[0])), 0.3),
+        "two": (Loss("two", 2.0, of_parameters(vectors[1])), 2.0),
+        "silent": (Loss("silent", 1.0, silent), 1.0),
+    }
+    gradients = []
+    for losses in (alone, alone | added, alone | {"silent": added["silent"]}):
+        bisector = Bisector(ATTACK, 0.5)
+        state = bisector.begin(trace(module, (1, 2, 3)))
+        x, y = points(0)
+        for _ in range(3):
+            found = bisector(losses, batch(module, eps=0.1, x=x, y=y, state=state), list(module.parameters()))
+        assert set(found.losses) == set(losses)
+        gradients.append(torch.cat([p.grad.flatten() for p in module.parameters()]))
+    torch.testing.assert_close(gradients[1], gradients[0] + 0.3 * vectors[0] + 2.0 * vectors[1])
+    torch.testing.assert_close(gradients[2], gradients[0])
+
+
+@pytest.mark.parametrize("modifier", ["l1", "shi-reg", "tightness-r"])
+def test_a_regulariser_leaves_the_two_losses_of_advcrown_ibp_to_the_bisector(batch, modifier):
+    method = tr.methods.advcrown_ibp(eps=0.1, clean=0.0, ramp={"begin": 0.0, "finish": 1.0})
+    method = method | MODIFIERS[modifier]()
+    module = network()
+    x, y = points(0)
+    state = method.begin(trace(module, (1, 2, 3)), 4)
+    b = batch(module, eps=0.05, x=x, y=y, state=state, progress=0.5)
+    result = train_step(method, b, torch.optim.SGD(module.parameters(), 0.0), clip=0.0)
+    assert "adversarial weight" in result.notes
 
 
 def test_fosc_is_the_best_step_to_a_corner_of_the_region(batch):

@@ -113,7 +113,8 @@ class Bisector:
     this one, so that the weights do not depend on this step's batch. Where the gradients agree, the step
     goes along their angular bisector; where they do not, one loss has priority and its gradient is projected
     so that it leaves the other alone: the adversarial loss while its attack is strong (FOSC at most the
-    threshold), else the robust one, with the square of its loss as a regulariser.
+    threshold), else the robust one, with the square of its loss as a regulariser. What other losses there
+    are, a modifier's regularisers, are added with their own weights.
     Source: advibp.txt, algorithm 1; seeds.md, section 3.
 
     Args:
@@ -144,9 +145,10 @@ class Bisector:
         self, losses: Mapping[str, tuple[Loss, float]], batch: Batch, parameters: Sequence[Tensor]
     ) -> Gradient:
         """See `Combiner`. While only one of the two losses counts, it is as with `Total`."""
-        if set(losses) != set(self.pair):
+        if not set(self.pair) <= set(losses):
             return Total()(losses, batch, parameters)
         state, pair = batch.state, [losses[name][0] for name in self.pair]
+        added = {name: loss for name, loss in losses.items() if name not in self.pair}
         averages, lengths, product = self._moments(state)
         disagree = product is not None and product <= 0
         inputs = list(parameters)
@@ -154,14 +156,17 @@ class Bisector:
             inputs.append(batch.attacked(self.attack).requires_grad_())
         adversarial = pair[0].value(batch)
         robust = pair[1].value(batch)
-        read = _read(self.pair, torch.stack([adversarial, robust]))
-        # The two losses may share a pass: at eps 0 both are the natural one.
-        parts = torch.autograd.grad(
-            adversarial, inputs, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        first = torch.cat([part.flatten() for part in parts[: len(parameters)]])
-        others = torch.autograd.grad(robust, parameters, allow_unused=True, materialize_grads=True)
-        second = torch.cat([part.flatten() for part in others])
+        others = [loss.value(batch) for loss, _ in added.values()]
+        read = _read([*self.pair, *added], torch.stack([adversarial, robust, *others]))
+        # Losses may share a pass (at eps 0 the two are the natural one): the last gradient frees the graph.
+        parts = _gradient(adversarial, inputs, keep=True)
+        first = _flat(parts[: len(parameters)])
+        third = torch.zeros_like(first)
+        if added:
+            rest = torch.stack(others).dot(robust.new_tensor([weight for _, weight in added.values()]))
+            if rest.requires_grad:  # at eps 0 a regulariser may have nothing to say
+                third = _flat(_gradient(rest, parameters, keep=True))
+        second = _flat(_gradient(robust, parameters, keep=False))
 
         notes: dict[str, float] = {}
         if product is None:  # the first step has no past
@@ -181,7 +186,7 @@ class Bisector:
             weights = self.weights(averages, lengths, product, strong, read["robust"])
         notes |= {"adversarial weight": weights[0], "robust weight": weights[1]}
         self._learn(state, first, second)
-        final = weights[0] * first + weights[1] * second
+        final = weights[0] * first + weights[1] * second + third
         pieces = final.split([p.numel() for p in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
@@ -223,6 +228,14 @@ class Bisector:
         averages[1].lerp_(second, 1 - self.beta1)
         lengths.lerp_(torch.stack([first.norm(), second.norm()]).to(lengths), 1 - self.beta2)
         state["moments.steps"] += 1
+
+
+def _gradient(value: Tensor, inputs: Sequence[Tensor], *, keep: bool) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(value, inputs, retain_graph=keep, allow_unused=True, materialize_grads=True)
+
+
+def _flat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])
 
 
 def fosc(batch: Batch, attack: Pgd, gradient: Float[Tensor, "batch *shape"]) -> float:
