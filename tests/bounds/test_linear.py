@@ -14,7 +14,19 @@ from scipy.optimize import LinearConstraint, milp
 from torch import nn
 
 from tightrope.bounds import Interval, Problem
-from tightrope.bounds.linear import CACHED, COPIES, Linear, coefficients_at_once, crown, crown_ibp, fast_lin
+from tightrope.bounds.linear import (
+    CACHED,
+    COPIES,
+    Linear,
+    coefficients_at_once,
+    crown,
+    crown_ibp,
+    fast_lin,
+    lower_bound,
+    path,
+    path_over,
+    relax_all,
+)
 from tightrope.graph import trace
 from tightrope.region import REGIONS, Box
 from tightrope.spec import Spec
@@ -129,6 +141,24 @@ def test_each_example_is_bounded_as_if_it_were_alone_and_with_its_own_eps(engine
         alone = engine(Problem(graph, x[one], Box(float(eps[i])), Spec.margins(y[one], 4, x)))
         torch.testing.assert_close(together.lower[one], alone.lower, atol=1e-12, rtol=0)
         torch.testing.assert_close(together.upper[one], alone.upper, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("norm", REGIONS)
+def test_over_interval_boxes_the_path_through_their_middles_is_the_path_of_the_upper_bounds(name, norm):
+    (x, y), graph, last = problem(), network(name), len(network(name).nodes) - 1
+    asked = Problem(graph, x, REGIONS[norm](0.2), Spec.margins(y, 4, x))
+    boxes = asked.bounds(Interval()).boxes
+    for slope in ("parallel", "adaptive", "zero"):
+        through_middles = path_over(asked, boxes, slope)
+        whole, _ = path(graph, x, asked.region, last, relax_all(graph, boxes, slope))
+        assert through_middles.steps.keys() == whole.steps.keys()
+        torch.testing.assert_close(through_middles.end, whole.end, atol=1e-12, rtol=0)
+        bounds = [
+            lower_bound(graph, x, asked.region, last, asked.spec.rows, seen)
+            for seen in (through_middles, whole)
+        ]
+        torch.testing.assert_close(bounds[0], bounds[1], atol=1e-12, rtol=0)
 
 
 def test_the_lower_side_alone_is_the_same_lower_side():

@@ -69,8 +69,8 @@ def way_to_last_convolution(graph):
     asked = problem(graph, Box(0.1))
     boxes = asked.bounds(Interval()).boxes
     (source,) = graph.nodes[max(boxes)].inputs
-    seen, _, _ = path(graph, asked.x, asked.region, source, relax_all(graph, boxes, "adaptive"))
-    return Patches.to(graph, asked.x, asked.region, source, seen, mirrored=False)
+    seen, _ = path(graph, asked.x, asked.region, source, relax_all(graph, boxes, "adaptive"))
+    return Patches.to(graph, asked.x, asked.region, source, seen.steps, mirrored=False)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightrope.bounds.relax import Slopes, relax
+from tightrope.bounds.relax import Slopes, relax, seen_from_middle
 from tightrope.errors import InputError
 from tightrope.graph.ops import Activation, LeakyReLU, MaxPool, ReLU, Sigmoid, Tanh
 
@@ -73,7 +73,11 @@ def test_gradients_of_the_lines_are_those_of_their_definition():
         def parts(lower, upper, op=op, slope=slope):
             return tuple(part for part in vars(relax(op, lower, upper, slope)).values() if part is not None)
 
-        assert torch.autograd.gradcheck(parts, (lower.requires_grad_(), upper.requires_grad_()))
+        def middle(lower, upper, op=op, slope=slope):
+            return tuple(vars(seen_from_middle(op, lower, upper, slope)).values())
+
+        for function in (parts, middle):
+            assert torch.autograd.gradcheck(function, (lower.requires_grad_(), upper.requires_grad_()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -83,6 +87,25 @@ def test_a_box_whose_width_is_too_large_a_number_is_bounded_too(dtype):
         lines = relax(ReLU(), -end, end, slope)
         torch.testing.assert_close(lines.upper_slope, torch.full_like(end, 0.5))
         torch.testing.assert_close(lines.upper_offset, 0.5 * end)
+
+
+@given(a=ends, b=ends, slope=st.sampled_from(SLOPES) | st.floats(0, 1))
+def test_seen_from_the_middle_of_its_box_a_line_is_what_it_is_from_any_point(a, b, slope):
+    lower, upper = (torch.tensor([[end]], dtype=torch.float64) for end in sorted((a, b)))
+    slope = torch.full_like(lower, slope) if isinstance(slope, float) else slope
+    for op in (ReLU(), LeakyReLU(0.1), LeakyReLU(1.0)):
+        value, seen = relax(op, lower, upper, slope).seen_from((lower + upper) / 2)
+        middle = seen_from_middle(op, lower, upper, slope)
+        torch.testing.assert_close(value, (op.apply(lower) + op.apply(upper)) / 2)
+        for one, other in zip(vars(seen).values(), vars(middle).values(), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("op", [ReLU(), LeakyReLU(0.1)], ids=str)
+def test_from_the_middle_of_a_box_without_end_nothing_is_bounded(op):
+    for lower, upper in ((-math.inf, 1.0), (-1.0, math.inf), (math.nan, 1.0), (-1.0, math.nan)):
+        seen = seen_from_middle(op, torch.full((1, 2), lower), torch.full((1, 2), upper), "adaptive")
+        assert not seen.pull(-torch.ones(1, 1, 2))[1].isfinite().any()
 
 
 @pytest.mark.parametrize("op", ACTIVATIONS, ids=str)

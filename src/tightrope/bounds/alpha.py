@@ -117,8 +117,10 @@ class Frame:
     ) -> Frame:
         """The frame over boxes of what enters each activation; without places, all unstable neurons'."""
         relaxations = relax_all(graph, boxes, "adaptive" if lines == "triangle" else "parallel")
-        seen, entering, end = path(graph, x, region, len(graph.nodes) - 1, relaxations)
-        kinks = {i: step for i, step in seen.items() if i in dict(kinked(graph)) and isinstance(step, Slopes)}
+        seen, entering = path(graph, x, region, len(graph.nodes) - 1, relaxations)
+        kinks = {
+            i: step for i, step in seen.steps.items() if i in dict(kinked(graph)) and isinstance(step, Slopes)
+        }
         values = {i: step.gap + step.low * entering[i] for i, step in kinks.items()}
         left = {i: torch.full_like(boxes[i][0][:1], left_slope(graph, i)) for i in kinks}
 
@@ -131,8 +133,8 @@ class Frame:
             x,
             region,
             lines,
-            end,
-            {i: step for i, step in seen.items() if i not in kinks},
+            seen.end,
+            {i: step for i, step in seen.steps.items() if i not in kinks},
             lower,
             upper,
             beside(entering),

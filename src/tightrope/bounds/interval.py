@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -70,8 +72,32 @@ def _push(problem: Problem, node: int) -> tuple[tuple[Tensor, Tensor], Boxes]:
             values[i] = n.op.apply(*[c for c, _ in inputs]), n.op.absolute(*[r for _, r in inputs])
         else:
             assert n.op is not None
-            ((centre, radius),) = inputs
-            boxes[i] = lower, upper = centre - radius, centre + radius
-            lower, upper = n.op.apply(lower), n.op.apply(upper)
-            values[i] = (lower + upper) / 2, (upper - lower) / 2
+            boxes[i] = lower, upper = _Corners.apply(*inputs[0])
+            values[i] = _Middle.apply(n.op.apply(lower), n.op.apply(upper))
     return values[node], boxes
+
+
+class _Corners(torch.autograd.Function):
+    """`c - r` and `c + r`. It and `_Middle` have two operations back, where autograd has three and more."""
+
+    @staticmethod
+    def forward(ctx: Any, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
+        return centre - radius, centre + radius
+
+    @staticmethod
+    def backward(ctx: Any, for_lower: Tensor, for_upper: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
+        return for_upper + for_lower, for_upper - for_lower
+
+
+class _Middle(torch.autograd.Function):
+    """`(l + u) / 2` and `(u - l) / 2`."""
+
+    @staticmethod
+    def forward(ctx: Any, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
+        centre = torch.lerp(lower, upper, 0.5)
+        return centre, upper - centre
+
+    @staticmethod
+    def backward(ctx: Any, for_centre: Tensor, for_radius: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
+        for_upper = torch.lerp(for_centre, for_radius, 0.5)
+        return for_centre - for_upper, for_upper

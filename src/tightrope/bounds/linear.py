@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.bounds.interval import Interval
 from tightrope.bounds.patches import Patches, descend, pull
-from tightrope.bounds.relax import LowerSlope, Relaxation, Slopes, Step, relax
+from tightrope.bounds.relax import LowerSlope, Relaxation, Slopes, Step, relax, seen_from_middle
 from tightrope.graph import Graph
 from tightrope.graph.ops import Activation, Affine, Identity, LeakyReLU, ReLU
 from tightrope.graph.ops import Linear as Dense
@@ -25,15 +25,27 @@ COPIES = 16  # of a layer's coefficients: the layer before, products of a convol
 CACHED = 2**21  # coefficients that a CPU works on without waiting for its memory
 
 
+@dataclass(frozen=True)
+class Seen:
+    """The activations before a node between linear bounds, counted from one path to the node.
+
+    Args:
+        steps: by node number, an activation's bounds as they are seen from the path.
+        end: where the path ends, the node's value.
+    """
+
+    steps: Mapping[int, Step]
+    end: Float[Tensor, "batch *value"]
+
+
 def lower_bound(
     graph: Graph,
     x: Float[Tensor, "batch *shape"],
     region: Region,
     node: int,
     rows: Float[Tensor, "batch rows *value"],
-    relaxations: dict[int, Relaxation],
+    seen: Seen,
     reached: dict[int, Tensor] | None = None,
-    intervals: Boxes | None = None,
 ) -> Float[Tensor, "batch rows"]:
     """A lower bound of `<row, value of the node>` over the region, by one pass back to the input.
 
@@ -43,15 +55,13 @@ def lower_bound(
         region: where each input may move.
         node: whose value the rows are about.
         rows: coefficients.
-        relaxations: for every activation before the node.
+        seen: every activation before the node.
         reached: takes, if given, the coefficients of what the input (0) and each activation yields.
-        intervals: the boxes of `Interval` over the same region, if the relaxations are over them: it saves a
-            pass. Any other boxes here would yield a wrong bound.
     """
     if not rows.shape[1]:
         return rows.new_zeros(len(rows), 0)
-    seen, _, end = path(graph, x, region, node, relaxations, intervals)
-    return dot(rows.flatten(2), end.flatten(1)) + pull_from(graph, x, region, node, rows, seen, reached)
+    started = dot(rows.flatten(2), seen.end.flatten(1))
+    return started + pull_from(graph, x, region, node, rows, seen.steps, reached)
 
 
 def path(
@@ -60,32 +70,42 @@ def path(
     region: Region,
     node: int,
     relaxations: Mapping[int, Relaxation],
-    intervals: Boxes | None = None,
-) -> tuple[dict[int, Step], dict[int, Tensor], Float[Tensor, "batch *value"]]:
-    """The path of the upper bounds from the region's middle to a node.
-
-    ReLU's chord goes through the middle of the box that intervals propagate: over their boxes the path is
-    that of the boxes' middles, and nothing before the last activations has to be computed.
-
-    Returns:
-        Every activation before the node, seen from the path; where the path enters each; where it ends.
-    """
-    if intervals is not None and not all(isinstance(graph.nodes[i].op, ReLU | LeakyReLU) for i in intervals):
-        intervals = None
-    needed, values = {node}, {0: region.middle(x)}
-    seen, entering = dict[int, Step](), dict[int, Tensor]()
-    for i in range(node, 0, -1):
-        if i in needed and not (intervals is not None and i in intervals):
-            needed.update(graph.nodes[i].inputs)
+) -> tuple[Seen, dict[int, Tensor]]:
+    """The path of the upper bounds from the region's middle to a node; where it enters each activation."""
+    steps, entering, values = dict[int, Step](), dict[int, Tensor](), {0: region.middle(x)}
     for i, (op, inputs) in enumerate(((n.op, n.inputs) for n in graph.nodes[1 : node + 1]), start=1):
         if isinstance(op, Affine):
-            if i in needed:
-                values[i] = op.apply(*[values[j] for j in inputs])
-            continue
-        z = values[inputs[0]] if intervals is None else (intervals[i][0] + intervals[i][1]) / 2
-        entering[i] = z
-        values[i], seen[i] = relaxations[i].seen_from(z)
-    return seen, entering, values[node]
+            values[i] = op.apply(*[values[j] for j in inputs])
+        else:
+            entering[i] = values[inputs[0]]
+            values[i], steps[i] = relaxations[i].seen_from(entering[i])
+    return Seen(steps, values[node]), entering
+
+
+def path_over(problem: Problem, boxes: Boxes, slope: LowerSlope) -> Seen:
+    """The path to the network's output where activations are relaxed over boxes.
+
+    Over the boxes of intervals it is that of the boxes' middles, since a chord goes through the middle of the
+    box that intervals propagate: nothing before the last activations has to be computed.
+    """
+    graph, x, region = problem.graph, problem.x, problem.region
+    last = len(graph.nodes) - 1
+    kinks = {i: node.op for i, node in graph.activations() if isinstance(node.op, ReLU | LeakyReLU)}
+    if boxes is not problem.bounds(Interval()).boxes or len(kinks) < len(boxes):
+        return path(graph, x, region, last, relax_all(graph, boxes, slope))[0]
+    needed = {last}
+    for i in range(last, 0, -1):
+        if i in needed and i not in kinks:
+            needed.update(graph.nodes[i].inputs)
+    values = {0: region.middle(x)}
+    for i in sorted(needed - {0}):
+        op, inputs = graph.nodes[i].op, graph.nodes[i].inputs
+        if isinstance(op, Affine):
+            values[i] = op.apply(*[values[j] for j in inputs])
+        else:
+            lower, upper = (kinks[i].apply(end) for end in boxes[i])
+            values[i] = torch.lerp(lower, upper, 0.5)
+    return Seen({i: seen_from_middle(op, *boxes[i], slope) for i, op in kinks.items()}, values[last])
 
 
 def pull_from(
@@ -152,10 +172,9 @@ class Linear:
         )
         if self.sides == "none":
             return Bounds(interval.lower, interval.upper, boxes=boxes)
-        relaxations = relax_all(graph, boxes, self.slope)
         rows = spec.rows if self.sides == "lower" else torch.cat([spec.rows, -spec.rows], 1)
-        known = boxes if self.inner == "interval" else None
-        bounds = lower_bound(graph, x, region, len(graph.nodes) - 1, rows, relaxations, intervals=known)
+        seen = path_over(problem, boxes, self.slope)
+        bounds = lower_bound(graph, x, region, len(graph.nodes) - 1, rows, seen)
         if self.sides == "lower":
             return Bounds(bounds, interval.upper, boxes=boxes)
         lower, negated = bounds.chunk(2, 1)
@@ -202,9 +221,9 @@ def _tighten(
     Neurons are bounded in rectangles of a group times some of its members: the channels of a location where
     patches are smaller than whole rows, else the neurons of an example.
     """
-    seen, _, end = path(graph, x, region, node, relaxations)
-    mirrored = all(isinstance(step, Slopes) and step.parallel for step in seen.values())
-    rest = (graph, x, region, node, seen, mirrored)
+    seen, _ = path(graph, x, region, node, relaxations)
+    mirrored = all(isinstance(step, Slopes) and step.parallel for step in seen.steps.values())
+    rest = (graph, x, region, node, seen.steps, mirrored)
     way = Patches.to(*rest) or _Rows(*rest)
     unstable = ((lower < 0) & (upper > 0)).view(len(x), -1, way.locations)
     members = unstable.shape[1]
@@ -225,7 +244,7 @@ def _tighten(
     if not places:
         return lower, upper
     place, (low, negated) = torch.cat(places), torch.cat(bounds, 1)
-    flat, start = (lower.flatten(), upper.flatten()), end.flatten()[place]
+    flat, start = (lower.flatten(), upper.flatten()), seen.end.flatten()[place]
     low, up = torch.maximum(flat[0][place], start + low), torch.minimum(flat[1][place], start - negated)
     lower, upper = (
         old.index_put((place,), new).view(lower.shape) for old, new in zip(flat, (low, up), strict=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tightrope.bounds.base import Estimator, Problem
-from tightrope.bounds.interval import Interval
-from tightrope.bounds.linear import lower_bound, relax_all
-from tightrope.bounds.relax import LowerSlope, Relaxation
+from tightrope.bounds.linear import lower_bound, path_over
+from tightrope.bounds.relax import LowerSlope, Step
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,21 @@ class Pullback:
     Args:
         lower: lower bound of every row.
         reached: coefficients of what the input (0) and each activation yields, `(batch, rows, *shape)`.
-        relaxations: the relaxation of every activation.
+        steps: every activation between its lines, counted from one path through the network.
         boxes: what they are relaxed over.
     """
 
     lower: Float[Tensor, "batch rows"]
     reached: dict[int, Tensor]
-    relaxations: dict[int, Relaxation]
+    steps: Mapping[int, Step]
     boxes: dict[int, tuple[Tensor, Tensor]]
 
 
 def pull_back(problem: Problem, scheme: Scheme, rows: Float[Tensor, "batch rows classes"]) -> Pullback:
     """Pull coefficients of the output back to the input over a scheme's relaxations; differentiable."""
     boxes = problem.bounds(scheme.boxes).boxes
-    relaxations = relax_all(problem.graph, boxes, scheme.slope)
+    seen = path_over(problem, boxes, scheme.slope)
     reached: dict[int, Tensor] = {}
     last = len(problem.graph.nodes) - 1
-    known = boxes if scheme.boxes == Interval() else None
-    lower = lower_bound(problem.graph, problem.x, problem.region, last, rows, relaxations, reached, known)
-    return Pullback(lower, reached, relaxations, boxes)
+    lower = lower_bound(problem.graph, problem.x, problem.region, last, rows, seen, reached)
+    return Pullback(lower, reached, seen.steps, boxes)

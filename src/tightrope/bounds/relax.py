@@ -96,32 +96,35 @@ class _Pull(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, low: Tensor, high: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
-        positive = rows.clamp(min=0)
-        constant = -dot(positive, gap)
-        ctx.save_for_backward(rows if ctx.needs_input_grad[2] else None, positive, low, high, gap)
+        positive, bend = rows.clamp(min=0), low - high
+        constant = dot(positive, gap).neg_()
+        ctx.save_for_backward(rows if ctx.needs_input_grad[2] else None, positive, bend, high, gap)
         # Memory that was not touched before costs more than the arithmetic: if it can, take what is there.
         scaled = positive.mul if any(ctx.needs_input_grad) else positive.mul_
-        return scaled((low - high).unsqueeze(1)).addcmul_(rows, high.unsqueeze(1)), constant
+        return scaled(bend.unsqueeze(1)).addcmul_(rows, high.unsqueeze(1)), constant
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, pulled: Tensor, constant: Tensor) -> tuple[Tensor | None, ...]:
-        rows, positive, low, high, gap = ctx.saved_tensors
+        rows, positive, bend, high, gap = ctx.saved_tensors
         pulled = pulled.contiguous()  # laid out as the rows are: three operations read both
         for_rows = for_low = for_high = for_gap = None
         if ctx.needs_input_grad[0]:
-            for_positive = constant.unsqueeze(2) * -gap.unsqueeze(1)
-            for_positive.addcmul_(pulled, (low - high).unsqueeze(1))
+            for_positive = pulled * bend.unsqueeze(1)
+            for_positive.addcmul_(constant.unsqueeze(2), gap.unsqueeze(1), value=-1)
             for_rows = torch.ops.aten.threshold_backward(for_positive, positive, 0)
             for_rows.addcmul_(pulled, high.unsqueeze(1))
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            products = pulled * positive
-            for_low = products.sum(1)
+            for_low = _over_rows(pulled * positive)
             if ctx.needs_input_grad[2]:
-                for_high = torch.mul(pulled, rows, out=products).sum(1).sub_(for_low)
+                for_high = _over_rows(pulled * rows).sub_(for_low)
         if ctx.needs_input_grad[3]:
-            for_gap = -(constant.unsqueeze(1) @ positive).squeeze(1)
+            for_gap = (constant.neg().unsqueeze(1) @ positive).squeeze(1)
         return for_rows, for_low, for_high, for_gap
+
+
+def _over_rows(values: Float[Tensor, "batch rows size"]) -> Float[Tensor, "batch size"]:
+    return values.sum(1) if values.shape[1] > 1 else values.squeeze(1)  # a sum of one row is a copy
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,31 @@ def relax(
     return rule(op, lower, upper, slope)
 
 
+def seen_from_middle(
+    op: ReLU | LeakyReLU,
+    lower: Float[Tensor, "batch *shape"],
+    upper: Float[Tensor, "batch *shape"],
+    slope: Slope,
+) -> Slopes:
+    """The same relaxation, seen from the middle of its box, where the chord is halfway between its ends."""
+    left = op.slope if isinstance(op, LeakyReLU) else 0.0
+    if slope != "adaptive":
+        return _kinked(left, lower, upper, slope).seen_from(torch.lerp(lower, upper, 0.5))[1]
+    low = _more_active(lower, upper)
+    high, gap = _Adaptive.apply(lower, upper, low)
+    return Slopes(_bent(low, left), _bent(high, left), (1 - left) * gap if left else gap)
+
+
+def _bent(slope: Tensor, left: float) -> Tensor:
+    """The slope of `max(z, left z)` where ReLU's is `slope`."""
+    return left + (1 - left) * slope if left else slope
+
+
+def _more_active(lower: Tensor, upper: Tensor) -> Tensor:
+    """1 where more of the box lies right of the kink, else 0: CROWN's slope, and that of a stable neuron."""
+    return (upper.detach() + lower.detach()).gt_(0)
+
+
 def _relu(_op: ReLU, lower: Tensor, upper: Tensor, slope: Slope) -> Lines:
     return _kinked(0.0, lower, upper, slope)
 
@@ -220,14 +248,13 @@ def _kinked(left: float, lower: Tensor, upper: Tensor, slope: Slope) -> Lines:
     """
     chord, offset = _Chord.apply(lower, upper)
     if left:
-        chord, offset = left + (1 - left) * chord, (1 - left) * offset
+        chord, offset = _bent(chord, left), (1 - left) * offset
     if slope == "parallel":
         return Lines(chord, None, chord, offset)
-    if slope == "adaptive":  # also the slope of the neurons that are active, or not, in all of the box
-        more_active = (upper.detach() + lower.detach()).gt_(0)
-        return Lines(left + (1 - left) * more_active, None, chord, offset)
+    if slope == "adaptive":
+        return Lines(_bent(_more_active(lower, upper), left), None, chord, offset)
     steepest = slope.clamp(left, 1) if isinstance(slope, Tensor) else {"zero": left, "one": 1.0}[slope]
-    stable = left + (1 - left) * (lower >= 0).to(lower)
+    stable = _bent((lower >= 0).to(lower), left)
     return Lines(torch.where((lower < 0) & (upper > 0), steepest, stable), None, chord, offset)
 
 
@@ -258,6 +285,37 @@ class _Chord(torch.autograd.Function):
         for_lower = (along - share).mul_(slope)
         rest = along.add_(aside).sub_(share)
         return for_lower, rest.addcmul(rest, slope, value=-1)
+
+
+class _Adaptive(torch.autograd.Function):
+    """ReLU's chord and CROWN's line below it: the chord's slope, and the gap between them in the middle.
+
+    The gap is half of `min(-l, u)`, so that neither the chord's offset nor the middle is needed.
+
+    Args:
+        lower: lower end of the box.
+        upper: upper end.
+        low: slope of the line below.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, lower: Tensor, upper: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        below, above = lower.clamp(max=0).mul_(-0.5), upper.clamp(min=0).mul_(0.5)  # halves, as in `_Chord`
+        width = (below + above).clamp_(min=torch.finfo(lower.dtype).tiny)
+        high = above / width
+        gap = torch.minimum(below, above).add_(width, alpha=0)  # not a number where the width is none
+        if any(ctx.needs_input_grad):
+            half = gap.sign().mul_(0.5)
+            ctx.save_for_backward(high, low, half, half / width)
+        return high, gap
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, for_high: Tensor, for_gap: Tensor) -> tuple[Tensor, Tensor, None]:
+        high, low, half, by_width = ctx.saved_tensors
+        along, aside = for_high * by_width, for_gap * half
+        for_lower, pushed = along * high, aside * low
+        return for_lower - pushed, along.sub_(for_lower).add_(aside).sub_(pushed), None
 
 
 def _s_shaped(op: Sigmoid | Tanh, lower: Tensor, upper: Tensor, _slope: Slope) -> Lines:

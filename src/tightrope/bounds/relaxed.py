@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.bounds.interval import Interval
-from tightrope.bounds.linear import lower_bound
+from tightrope.bounds.linear import lower_bound, path
 from tightrope.bounds.relax import Lines, Relaxation, relax
 from tightrope.errors import InputError
 from tightrope.graph import Graph
@@ -126,7 +126,8 @@ class RelaxedNetwork:
         """
         reached: dict[int, Tensor] = {}
         last = len(self.graph.nodes) - 1 if node is None else node
-        lower = lower_bound(self.graph, x, region, last, rows, dict(self.lines), reached)
+        seen, _ = path(self.graph, x, region, last, self.lines)
+        lower = lower_bound(self.graph, x, region, last, rows, seen, reached)
         points = region.minimiser(x, reached.pop(0))
         return Worst(lower, points, {i: torch.where(A < 0, 1.0, -1.0).to(A) for i, A in reached.items()})
 
@@ -275,7 +276,9 @@ def forward(problem: Problem, sources: Sources) -> tuple[Tensor, Tensor, Boxes]:
         if i < last and (noise := sources.noise(half)) is not None:
             found[i], start = noise
             columns[i][i] = Columns(start)
-    lower = lower_bound(graph, x, region, len(graph.nodes) - 1, spec.rows, lines)
+    output = len(graph.nodes) - 1
+    seen, _ = path(graph, x, region, output, lines)
+    lower = lower_bound(graph, x, region, output, spec.rows, seen)
     return lower, 2 * dot(spec.rows, centres[-1]) - lower, boxes  # parallel lines: bounds are symmetric
 
 

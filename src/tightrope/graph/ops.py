@@ -193,14 +193,39 @@ def spread(
 
     The rows stay innermost in memory: turning them around would cost more than all of this.
     """
-    count, height, width, _ = rows.shape
-    parts = torch.bmm(
-        weight.flatten(1).T.expand(height * width, -1, -1), rows.permute(1, 2, 3, 0).flatten(0, 1)
-    )
-    parts = parts.view(height, width, *weight.shape[1:], count)
-    parts = _overlap(parts, 0, 3, stride[0], dilation[0])
-    total = _overlap(parts, 1, 3, stride[1], dilation[1])
-    return total.permute(3, 0, 1, 2)
+    spread_out: Tensor = _Spread.apply(rows, weight, tuple(stride), tuple(dilation))
+    return spread_out
+
+
+class _Spread(torch.autograd.Function):
+    """Its derivatives are convolutions: that is five times as fast as going back over every sum of parts."""
+
+    @staticmethod
+    def forward(rows: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+        count, height, width, _ = rows.shape
+        parts = torch.bmm(
+            weight.flatten(1).T.expand(height * width, -1, -1), rows.permute(1, 2, 3, 0).flatten(0, 1)
+        )
+        parts = parts.view(height, width, *weight.shape[1:], count)
+        parts = _overlap(parts, 0, 3, stride[0], dilation[0])
+        total = _overlap(parts, 1, 3, stride[1], dilation[1])
+        return total.permute(3, 0, 1, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        rows, weight, *ctx.geometry = inputs
+        ctx.save_for_backward(rows, weight)
+
+    @staticmethod
+    def backward(ctx: Any, total: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        stride, dilation = ctx.geometry
+        channels_first = (value.permute(0, 3, 1, 2) for value in (total, rows))
+        zero, needed = (0, 0), (*ctx.needs_input_grad[:2], False)
+        for_rows, for_weight, _ = torch.ops.aten.convolution_backward(
+            *channels_first, weight, None, stride, zero, dilation, True, zero, 1, needed
+        )
+        return None if for_rows is None else for_rows.permute(0, 2, 3, 1), for_weight, None, None
 
 
 def _overlap(parts: Tensor, dim: int, taps: int, stride: int, dilation: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tightrope.bounds import Estimator, Interval
 from tightrope.bounds.pullback import Scheme
-from tightrope.bounds.relax import Lines
+from tightrope.bounds.relax import Slopes
 from tightrope.errors import InputError
 from tightrope.graph.ops import LeakyReLU, ReLU
 from tightrope.train.batch import Batch, Term
@@ -91,11 +91,11 @@ def tightness_r(scheme: Scheme) -> Term:
         total = torch.zeros_like(worst.bound)
         unstable = batch.x.new_zeros(len(batch.x))
         for i, coefficients in worst.coefficients.items():
-            op, lines = batch.graph.nodes[i].op, pulled.relaxations[i]
-            if not isinstance(op, ReLU | LeakyReLU) or not isinstance(lines, Lines):
+            op, step = batch.graph.nodes[i].op, pulled.steps[i]
+            if not isinstance(op, ReLU | LeakyReLU) or not isinstance(step, Slopes):
                 raise InputError(f"tightness-r is about ReLU and LeakyReLU, not {type(op).__name__}")
             lower, upper = (end.unsqueeze(1) for end in pulled.boxes[i])
-            slope, flattest = lines.lower_slope.unsqueeze(1), op.slope if isinstance(op, LeakyReLU) else 0.0
+            slope, flattest = step.low.unsqueeze(1), op.slope if isinstance(op, LeakyReLU) else 0.0
             z, counted = worst.entering[i], (lower < 0) & (upper > 0)
             to_kink = torch.where(slope <= flattest, z.clamp(min=0), (-z).clamp(min=0))
             to_kink = torch.where((slope > flattest) & (slope < 1), z.abs(), to_kink)

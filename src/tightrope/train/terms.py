@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tightrope.attacks import Pgd
 from tightrope.bounds import Estimator, Interval, Problem
-from tightrope.bounds.linear import lower_bound, relax_all
+from tightrope.bounds.linear import lower_bound, path_over
 from tightrope.bounds.pullback import Scheme
 from tightrope.train.batch import Batch, Margins, Search, Term
 from tightrope.train.schedules import Number, Ramp, at
@@ -224,11 +224,9 @@ def fused_crown_ibp(share: Number) -> Term:
         wide = upper - lower > 1e-6  # a constant bounds S above where rounding would spoil the chord
         slope = torch.where(wide, (bottom - top) / torch.where(wide, upper - lower, 1.0), 0.0)
         row = -(slope.unsqueeze(1) @ problem.spec.rows)
-        relaxations = relax_all(problem.graph, interval.boxes, CROWN_IBP.slope)
+        seen = path_over(problem, interval.boxes, CROWN_IBP.slope)
         last = len(problem.graph.nodes) - 1
-        least = lower_bound(
-            problem.graph, problem.x, problem.region, last, row, relaxations, intervals=interval.boxes
-        ).squeeze(1)
+        least = lower_bound(problem.graph, problem.x, problem.region, last, row, seen).squeeze(1)
         chord = (top - slope * lower).sum(1) - least
         linear = torch.maximum(chord, bottom.sum(1))  # S is nowhere smaller; rounding may say so
         return largest.squeeze(1) + torch.log(beta * linear + (1 - beta) * top.sum(1))

@@ -16,7 +16,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from tightrope.bounds import Interval, Problem
-from tightrope.bounds.linear import lower_bound, relax_all
+from tightrope.bounds.linear import lower_bound, path_over
 from tightrope.graph import Graph
 from tightrope.verify.encode import Encoding, Layers, Neurons, encode, layers_of
 from tightrope.verify.stages import CROWN, LARGEST, Finding, answer, size, slack
@@ -168,9 +168,9 @@ class Milp:
         """Whether one example is robust, its smallest lower bound, and where its answer changes."""
         graph, x, region = problem.graph, problem.x, problem.region
         bounds, interval = problem.bounds(CROWN), problem.bounds(Interval())
-        relaxations, reached = relax_all(graph, bounds.boxes, "adaptive"), dict[int, Tensor]()
+        seen, reached = path_over(problem, bounds.boxes, "adaptive"), dict[int, Tensor]()
         rows, last = problem.spec.rows, len(graph.nodes) - 1
-        crown = lower_bound(graph, x, region, last, rows, relaxations, reached)
+        crown = lower_bound(graph, x, region, last, rows, seen, reached)
         bounds = replace(bounds, lower=torch.maximum(crown, interval.lower))
         values = [bounds.lower, bounds.upper, *(side for box in bounds.boxes.values() for side in box)]
         if not all(bool(value.isfinite().all()) for value in values):
