@@ -130,6 +130,19 @@ class TestWhatIsTraced:
         assert not torch.allclose(before, after)
         assert torch.allclose(after, net(batch(4)), atol=1e-12, rtol=0)
 
+    def test_a_constant_minus_a_value_is_two_operators(self):
+        net = nn.Sequential(Fn(lambda s, x: 1 - x), nn.Linear(4, 3))
+        graph = assert_traced(net, (4,))
+        assert [node.name for node in graph.nodes] == ["input", "0.sub.Scale", "0.sub", "1"]
+        assert_traced(Fn(lambda s, x: torch.sub(s.mean, x), mean=torch.rand(4)), (4,))
+        wider = Fn(lambda s, x: (s.mean - s.a(x)).flatten(1), mean=torch.rand(3, 4), a=nn.Linear(4, 4))
+        assert_traced(wider, (1, 4))
+
+    def test_a_value_in_another_shape(self):
+        net = Fn(lambda s, x: s.head(torch.unflatten(x, 1, (2, 2)).unflatten(-1, (1, 2)).flatten(1)))
+        net.head = nn.Linear(4, 3)
+        assert_traced(net, (4,))
+
     def test_identities_leave_no_operator(self):
         net = nn.Sequential(nn.Identity(), nn.Linear(4, 3), nn.Identity(), Fn(lambda s, x: x.contiguous()))
         assert [node.name for node in assert_traced(net, (4,)).nodes] == ["input", "1"]
@@ -235,7 +248,6 @@ class TestUnsupportedOperators:
             Fn(lambda s, x: x * torch.sigmoid(x)),
             Fn(lambda s, x: 1 / (x + 2)),
             Fn(lambda s, x: x / (x + 2)),
-            Fn(lambda s, x: 1 - x),
             Fn(lambda s, x: x**2),
             Fn(lambda s, x: x.abs()),
             Fn(lambda s, x: x.clamp(0, 1)),

@@ -331,6 +331,20 @@ class TestSearch:
 
 
 class TestSummary:
+    @pytest.mark.parametrize(
+        ("verifier", "attack", "said"),
+        [
+            ("ibp", ATTACK, "50.00% withstand the attack, 25.00% certified by ibp (1 undecided)"),
+            ("ibp", None, "not attacked, 25.00% certified by ibp (2 undecided)"),
+            ("none", ATTACK, "50.00% withstand the attack"),
+        ],
+    )
+    def test_printed_it_is_one_line(self, graph, examples, verifier, attack, said):
+        result = certify(graph, examples, Box(0.1), verifier=verifier, attack=attack)
+        line, _, seconds = str(result).rpartition("; ")
+        assert line == f"4 examples, eps 0.1 in l_inf: 75.00% correct, {said}"
+        assert seconds.endswith(" s")
+
     def test_it_says_what_the_command_line_promises(self, graph, examples):
         result = certify(graph, examples, Box(0.1), verifier="ibp", attack=ATTACK)
         summary = result.summary()

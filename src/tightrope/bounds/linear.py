@@ -90,7 +90,8 @@ def path_over(problem: Problem, boxes: Boxes, slope: LowerSlope) -> Seen:
     """
     graph, x, region = problem.graph, problem.x, problem.region
     last = len(graph.nodes) - 1
-    kinks = {i: node.op for i, node in graph.activations() if isinstance(node.op, ReLU | LeakyReLU)}
+    activations = ((i, graph.nodes[i].op) for i in boxes)
+    kinks = {i: op for i, op in activations if isinstance(op, ReLU | LeakyReLU)}
     if boxes is not problem.bounds(Interval()).boxes or len(kinks) < len(boxes):
         return path(graph, x, region, last, relax_all(graph, boxes, slope))[0]
     needed = {last}

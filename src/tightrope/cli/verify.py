@@ -142,19 +142,8 @@ def _judge(
         target=question.target,
         weights=question.weights,
     )
+    click.echo(result, err=question.as_json)
     summary = result.summary()
-    attacked = (
-        "not attacked" if attack is None else f"{summary['attacked_accuracy']:.2%} withstand the attack"
-    )
-    certified = (
-        f", {summary['certified_accuracy']:.2%} certified by {verifier} ({summary['undecided']} undecided)"
-    )
-    click.echo(
-        f"{summary['examples']} examples, eps {eps:.4g} in l_{question.norm}: "
-        f"{summary['clean_accuracy']:.2%} correct, {attacked}{certified if VERIFIERS[verifier] else ''}; "
-        f"{summary['seconds']:.1f} s",
-        err=question.as_json,
-    )
     if out is not None:
         click.echo(f"verdicts: {out}", err=True)
     if certificates and out is not None:

@@ -199,17 +199,19 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any], s
                 raise _Unsupported("it yields several tensors")
             if value.shape[:1] != (_BATCH,):
                 raise _Unsupported(f"its result of shape {tuple(value.shape)} lost the batch dimension")
-            op, inputs = _operator(module, n, values)
+            chain, inputs = _operators(module, n, values)
         except (_Unsupported, InputError) as reason:
             problems.append(f"  {label}: {reason}")
             index[n] = 0  # keep going, to report every problem at once
             continue
-        sources = [index[i] for i in inputs]
-        if op is None:  # an identity
-            index[n] = sources[0]
-            continue
-        index[n] = len(nodes)
-        nodes.append(Node(name, op, tuple(sources), value.shape[1:]))
+        sources = tuple(index[i] for i in inputs)
+        for op in chain[:-1]:  # operators before the last one work on one value, entry by entry
+            nodes.append(Node(f"{name}.{type(op).__name__}", op, sources, values[inputs[0]].shape[1:]))
+            sources = (len(nodes) - 1,)
+        if chain:
+            nodes.append(Node(name, chain[-1], sources, value.shape[1:]))
+            sources = (len(nodes) - 1,)
+        index[n] = sources[0]  # that of the input where there is no operator: an identity
     if problems:
         raise UnsupportedOperatorError(
             "tightrope cannot bound these operators:\n" + "\n".join(problems) + "\n"
@@ -250,10 +252,10 @@ def _names(module: nn.Module, n: fx.Node) -> tuple[str, str]:
     return name, f"{name} (function {function}{f' in {path}' if path else ''})"
 
 
-def _operator(
+def _operators(
     module: nn.Module, n: fx.Node, values: dict[fx.Node, Any]
-) -> tuple[ops.Operator | None, list[fx.Node]]:
-    """The operator for one fx node and the nodes it reads; None for an identity."""
+) -> tuple[list[ops.Operator], list[fx.Node]]:
+    """The operators for one fx node, one after another, and the nodes it reads; none for an identity."""
     call = _Call(module, n, values)
     if n.op == "call_module":
         target = module.get_submodule(str(n.target))
@@ -265,12 +267,19 @@ def _operator(
         make = _MODULES.get(type_before_parametrizations(target))
         if make is None:
             raise _Unsupported("not supported")
-        return make(target, call), [call.input()]
+        return _chain(make(target, call)), [call.input()]
     function = _FUNCTIONS.get(n.target) if n.op == "call_function" else _METHODS.get(str(n.target))
     if function is None:
         raise _Unsupported("not supported")
     made = function(call)
-    return made if isinstance(made, tuple) else (made, [call.input()])
+    if isinstance(made, tuple):
+        chain, inputs = made
+        return _chain(chain), inputs
+    return _chain(made), [call.input()]
+
+
+def _chain(made: ops.Operator | list[ops.Operator] | None) -> list[ops.Operator]:
+    return made if isinstance(made, list) else [] if made is None else [made]
 
 
 class _Call:
@@ -412,7 +421,7 @@ _MODULES: dict[type[nn.Module], ModuleRule] = {
 
 # ---------------------------------------------------------------------------------------- functions
 
-Made = ops.Operator | None | tuple[ops.Operator, list[fx.Node]]
+Made = ops.Operator | None | tuple[ops.Operator | list[ops.Operator], list[fx.Node]]
 CallRule = Callable[[_Call], Made]
 
 
@@ -489,9 +498,8 @@ def _sum(sign: int) -> CallRule:
             return ops.Add(sign), [first, second]
         if call.is_input(first):
             return ops.Shift(call.operand(second), sign), [first]
-        if sign > 0:
-            return ops.Shift(call.operand(first)), [second]
-        raise _Unsupported("a constant minus a value is not supported: write it as -value + constant")
+        shift = ops.Shift(call.operand(first))
+        return (shift if sign > 0 else [ops.Scale(-1.0), shift]), [second]
 
     return rule
 
@@ -542,6 +550,7 @@ _FUNCTIONS: dict[Any, CallRule] = {
     torch.reshape: _flatten_call,
     torch.squeeze: _flatten_call,
     torch.unsqueeze: _flatten_call,
+    torch.unflatten: _flatten_call,
     F.linear: _linear_call,
     F.conv1d: _conv_call,
     F.conv2d: _conv_call,
@@ -583,6 +592,7 @@ _METHODS: dict[str, CallRule] = {
     "reshape": _flatten_call,
     "squeeze": _flatten_call,
     "unsqueeze": _flatten_call,
+    "unflatten": _flatten_call,
     "contiguous": lambda _call: None,
     "add": _sum(1),
     "add_": _sum(1),

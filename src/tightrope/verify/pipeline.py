@@ -33,15 +33,15 @@ from tightrope.verify.records import FORMAT, VERDICTS
 from tightrope.verify.resumable import ALONE, Rest, go_through
 from tightrope.verify.stages import Stage, answer, attack_stage
 from tightrope.verify.verdict import Status, Verdict, Witness, summarise
-from tightrope.verify.verifiers import check_time_limit, find_verifier
+from tightrope.verify.verifiers import VERIFIERS, check_time_limit, find_verifier
 
 CHUNK = 250  # examples per batch at most, and between two writes
 SEARCHED = 8  # likewise, where each may take as long as its time limit allows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certification:
-    """Verdicts on a data set; iterate over it to read them one by one.
+    """Verdicts on a data set; iterate over it to read them one by one, print it for the result in a line.
 
     Args:
         verdicts: one per example, by index.
@@ -58,6 +58,18 @@ class Certification:
 
     def __len__(self) -> int:
         return len(self.verdicts)
+
+    def __repr__(self) -> str:
+        """What `summary` says, in a line."""
+        summary, verifier = self.summary(), self.header["identity"]["verifier"]
+        parts = [f"{summary['clean_accuracy']:.2%} correct"]
+        attacked = summary["attacked_accuracy"]
+        parts.append("not attacked" if attacked is None else f"{attacked:.2%} withstand the attack")
+        if VERIFIERS[verifier]:
+            undecided = f"({summary['undecided']} undecided)"
+            parts.append(f"{summary['certified_accuracy']:.2%} certified by {verifier} {undecided}")
+        where = f"{summary['examples']} examples, eps {summary['eps']:.4g} in l_{summary['norm']}"
+        return f"{where}: {', '.join(parts)}; {self.seconds:.1f} s"
 
     def summary(self) -> dict[str, Any]:
         """Counts and accuracies, and what they rest on."""
