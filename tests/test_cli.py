@@ -559,6 +559,7 @@ def test_attack_says_nothing_of_certificates(here):
     assert outcome.code == 0
     assert "withstand the attack" in outcome.out
     assert "certified" not in outcome.out
+    assert "certify:" not in outcome.err
 
 
 def test_the_same_question_again_gets_a_new_file_and_the_same_answer(here):

@@ -171,7 +171,7 @@ def certify(
             judge,
             VERDICTS,
             header,
-            label="certify",
+            label="certify" if stages else "attack",
             first=first,
             batch=CHUNK,
             out=out,
