@@ -71,7 +71,7 @@ OTHER_OPTIONS = [
     ("diffai", {"eps": Ramp(end=0.1, begin=0.1, finish=0.3), "kappa": Ramp(start=0.9, end=0.4)}),
     ("crown-ibp", {"eps": Ramp(end=0.1, begin=0.1, finish=0.3), "beta": Ramp(start=0.9, end=0.4)}),
     ("advibp", {"eps": 0.1, "threshold": 0.2, "beta1": 0.5, "beta2": 0.9, "combiner": "total"}),
-    ("advcrown-ibp", {"eps": 0.1, "threshold": Ramp(start=1, end=0), "clean": 0.02}),
+    ("advcrown-ibp", {"eps": 0.1, "threshold": Ramp(start=1, end=0), "clean": 0.02, "fusion": True}),
     ("trades", {"eps": 0.1, "beta": 2.0, "steps": 2, "step": 0.5}),
     ("mart", {"eps": 0.1, "lam": 2.0, "steps": 2, "step": 0.5}),
     ("relu-stability", {"eps": 0.1, "weight": 1e-3, "l1": 1e-4, "steps": 2, "step": 0.5}),

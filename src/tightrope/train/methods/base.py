@@ -167,6 +167,17 @@ def robust_loss(weight: Number, margins: Margins) -> Loss:
     return Loss("robust", weight, terms.worst_case(margins), margins)
 
 
+def crown_ibp_loss(weight: Number, beta: Number, fusion: bool) -> Loss:
+    """The loss of the worst case by CROWN-IBP's bounds, of which beta counts; the rest are those of IBP.
+
+    With loss fusion there are no margins of single classes but those of IBP.
+    """
+    robust = robust_loss(weight, terms.crown_ibp(beta))
+    if not fusion:
+        return robust
+    return replace(robust, term=terms.fused_crown_ibp(beta), margins=terms.bounded(Interval()))
+
+
 def on(ramp: Course, eps: float | Ramp | Steps) -> tuple[Ramp | Steps, Course]:
     """The schedule of eps, and the course that everything else in the method follows."""
     if isinstance(eps, Ramp):

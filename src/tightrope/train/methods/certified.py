@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -14,7 +13,16 @@ from tightrope.bounds.relax import LowerSlope
 from tightrope.errors import InputError
 from tightrope.train import regularisers, terms
 from tightrope.train.initialise import ibp_initialisation
-from tightrope.train.methods.base import METHODS, Method, Relaxation, on, published, rest, robust_loss
+from tightrope.train.methods.base import (
+    METHODS,
+    Method,
+    Relaxation,
+    crown_ibp_loss,
+    on,
+    published,
+    rest,
+    robust_loss,
+)
 from tightrope.train.objective import Loss
 from tightrope.train.schedules import Course, Number, NumberOrRamp, Ramp, Real, Whole
 
@@ -79,10 +87,7 @@ def crown_ibp(
     beta = beta if isinstance(beta, Ramp) else ramp.between(1.0, beta)
     if not all(0 <= share <= 1 for share in (beta.start, beta.end)):
         raise InputError(f"crown-ibp: beta is a share and must lie in [0, 1], got {beta}")
-    robust = robust_loss(rest(kappa), terms.crown_ibp(beta))
-    if fusion:  # there are no margins of single classes but the interval ones
-        robust = replace(robust, term=terms.fused_crown_ibp(beta), margins=terms.bounded(Interval()))
-    losses = (Loss("natural", kappa, terms.natural), robust)
+    losses = (Loss("natural", kappa, terms.natural), crown_ibp_loss(rest(kappa), beta, fusion))
     return Method("crown-ibp", eps, losses, relaxation=Relaxation(terms.CROWN_IBP, beta))
 
 

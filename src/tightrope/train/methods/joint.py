@@ -9,9 +9,16 @@ from tightrope.attacks import fgsm as one_step
 from tightrope.bounds import Interval
 from tightrope.errors import InputError
 from tightrope.train import terms
-from tightrope.train.batch import Margins
 from tightrope.train.combine import Bisector, Total
-from tightrope.train.methods.base import METHODS, Method, Relaxation, on, published, robust_loss
+from tightrope.train.methods.base import (
+    METHODS,
+    Method,
+    Relaxation,
+    crown_ibp_loss,
+    on,
+    published,
+    robust_loss,
+)
 from tightrope.train.objective import Loss
 from tightrope.train.schedules import Course, Number, NumberOrRamp, Ramp, Share, Steps, last
 
@@ -40,7 +47,7 @@ def advibp(
             there is the adversarial loss alone, at a radius of its own that rises to eps.
         ramp: when eps rises.
     """
-    robust = terms.bounded(Interval())
+    robust = robust_loss(1.0, terms.bounded(Interval()))
     return _joint("advibp", eps, robust, combiner, threshold, beta1, beta2, clean, ramp)
 
 
@@ -52,6 +59,7 @@ def advcrown_ibp(
     beta1: Share = 0.9,
     beta2: Share = 0.999,
     clean: Share = 0.01,
+    fusion: bool = False,
     ramp: Course = Course(begin=0.05, finish=0.3),
 ) -> Method:
     """AdvCROWN-IBP (Fan and Li 2021): AdvIBP with CROWN-IBP's bounds fading to IBP's over the ramp.
@@ -65,11 +73,12 @@ def advcrown_ibp(
         beta2: decay of the moving averages of their lengths.
         clean: share of the run until which there is the natural loss alone; from there until the ramp begins
             there is the adversarial loss alone, at a radius of its own that rises to eps.
+        fusion: whether all classes share one backward row, as in `crown-ibp`.
         ramp: when eps rises, and CROWN-IBP's share falls from 1 to 0.
     """
     eps, ramp = on(ramp, eps)
     beta = ramp.between(1.0, 0.0)
-    robust = terms.crown_ibp(beta)
+    robust = crown_ibp_loss(1.0, beta, fusion)
     method = _joint("advcrown-ibp", eps, robust, combiner, threshold, beta1, beta2, clean, ramp)
     return replace(method, relaxation=Relaxation(terms.CROWN_IBP, beta))
 
@@ -77,7 +86,7 @@ def advcrown_ibp(
 def _joint(
     name: str,
     eps: float | Ramp | Steps,
-    robust: Margins,
+    robust: Loss,
     combiner: Literal["bisector", "total"],
     threshold: float | Ramp,
     beta1: float,
@@ -100,7 +109,7 @@ def _joint(
     losses = (
         Loss("natural", first.between(1.0, 0.0), terms.natural),
         Loss("adversarial", first.between(0.0, 1.0), terms.adversarial(attack, warm)),
-        robust_loss(second.between(0.0, 1.0), robust),
+        replace(robust, weight=second.between(0.0, 1.0)),
     )
     both = Bisector(attack, threshold, beta1, beta2) if combiner == "bisector" else Total()
     return Method(name, eps, losses, combiner=both)
