@@ -347,6 +347,14 @@ def test_the_transpose_is_that_of_the_explicit_matrix(row):
 
 
 @each_affine
+def test_the_transpose_is_differentiated_by_rows_and_parameters(row):
+    module, graph = build(row)
+    node, shapes = operator_of(row, graph)
+    rows, parameters = inputs(1, 2, *node.shape).requires_grad_(), [*module.parameters()]
+    assert torch.autograd.gradcheck(lambda *_: node.op.transpose(rows, shapes), (rows, *parameters))
+
+
+@each_affine
 def test_the_transpose_of_no_rows_is_no_rows(row):
     node, shapes = operator_of(row, build(row)[1])
     for batch, count in ((0, 3), (2, 0)):
