@@ -14,9 +14,12 @@ from torch.utils.data import Dataset, TensorDataset
 
 import tightrope as tr
 from tightrope.api import find_device, resolve
+from tightrope.bounds import Interval, Problem
 from tightrope.data import Split
 from tightrope.errors import InputError, RecipeError, UnsupportedOperatorError
+from tightrope.graph import trace
 from tightrope.recipes import DEFAULT_TRAINING, parse_recipe
+from tightrope.spec import Spec
 
 
 def examples(count: int) -> Split:
@@ -175,6 +178,15 @@ def test_certify_yields_verdicts_and_their_sum(run):
     assert statuses.count("robust") == summary["robust"]
 
 
+@pytest.mark.parametrize("verifier", ["ibp", "crown", "cascade"])
+def test_certify_says_the_same_in_inference_mode(run, verifier):
+    region = tr.Box(eps=0.02)
+    usual = tr.certify(run.model, examples(20), region, verifier=verifier)
+    with torch.inference_mode():
+        there = tr.certify(run.model, examples(20), region, verifier=verifier)
+    assert [v.status for v in there] == [v.status for v in usual]
+
+
 def test_certify_leaves_the_network_as_it_was(run):
     run.model.train()
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
@@ -284,6 +296,28 @@ def test_margins_are_lower_bounds_that_can_be_trained_on(engine):
     assert bool((margins <= clean + 1e-6).all())
     margins.sum().backward()
     assert net[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("engine", [*ENGINES.values(), tr.engines.alpha_crown(), tr.engines.zonotope()])
+def test_of_no_example_there_are_no_bounds(engine):
+    bounds = tr.bounds(network(), torch.zeros(0, 2), tr.Box(eps=0.1), engine=engine)
+    assert bounds.lower.shape == bounds.upper.shape == (0, 2)
+
+
+def test_bounds_by_gradients_say_where_there_are_none():
+    with torch.inference_mode(), pytest.raises(InputError, match=r"torch\.no_grad"):
+        tr.bounds(network(), examples(5).x, tr.Box(eps=0.1), engine=tr.engines.alpha_crown())
+
+
+def test_interval_bounds_can_be_differentiated_by_torch_func():
+    net, x = network(), examples(5).x
+
+    def lower(x):
+        graph = trace(net, (2,))
+        return Interval()(Problem(graph, x, tr.Box(eps=0.1), Spec.logits(len(x), 2, x))).lower
+
+    by_func, by_autograd = torch.func.jacrev(lower)(x), torch.autograd.functional.jacobian(lower, x)
+    torch.testing.assert_close(by_func, by_autograd)
 
 
 @pytest.mark.parametrize("region", [tr.Box(0.0), tr.L2Ball(0.0), tr.L1Ball(0.0)])

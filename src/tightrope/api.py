@@ -93,7 +93,7 @@ def bounds(
     """
     _check_inputs(model, x, region, engine)
     graph = trace(model, x.shape[1:])
-    return (engine or Interval())(Problem(graph, x, region, Spec.logits(len(x), graph.classes, x)))
+    return _bounds(engine, Problem(graph, x, region, Spec.logits(len(x), graph.classes, x)))
 
 
 def margins(
@@ -121,7 +121,12 @@ def margins(
             f"labels must be {len(x)} class numbers, one per input, got {y.dtype} of shape {tuple(y.shape)}"
         )
     graph = trace(model, x.shape[1:])
-    return (engine or Interval())(Problem(graph, x, region, Spec.margins(y, graph.classes, x))).lower
+    return _bounds(engine, Problem(graph, x, region, Spec.margins(y, graph.classes, x))).lower
+
+
+def _bounds(engine: Engine | None, problem: Problem) -> Bounds:
+    """Those of intervals if no engine is named, or where there is not one example."""
+    return (engine if engine and len(problem.x) else Interval())(problem)
 
 
 def _check_kind(what: str, value: object, kind: type, usual: str) -> None:
@@ -346,6 +351,7 @@ def _trace_for(source: Source, model: nn.Module, device: torch.device) -> Graph:
     return graph
 
 
+@torch.inference_mode(False)  # attacks and optimised slopes need gradients
 def certify(
     model: nn.Module,
     test_set: Any,
@@ -423,6 +429,7 @@ def certify(
     )
 
 
+@torch.inference_mode(False)
 def radius(
     model: nn.Module,
     test_set: Any,
@@ -486,6 +493,7 @@ def radius(
     )
 
 
+@torch.inference_mode(False)
 def latent_robustness(
     model: nn.Module,
     test_set: Any,

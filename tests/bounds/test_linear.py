@@ -317,3 +317,25 @@ def test_of_no_examples_there_are_no_bounds(engine):
     graph, x = trace(net.double().eval(), (1, 3, 3)), torch.zeros(0, 1, 3, 3, dtype=torch.float64)
     bounds = engine(Problem(graph, x, Box(0.1), Spec.logits(0, 3, x)))
     assert bounds.lower.shape == bounds.upper.shape == (0, 3)
+
+
+def test_inputs_may_lie_in_memory_in_any_order():
+    graph, x = problem_of_channels()
+    region, spec = Box(0.1), Spec.logits(len(x), 3, x)
+    plain = crown()(Problem(graph, x, region, spec))
+    turned = crown()(Problem(graph, x.contiguous(memory_format=torch.channels_last), region, spec))
+    torch.testing.assert_close(turned.lower, plain.lower)
+
+
+def problem_of_channels():
+    """A network whose second layer is bounded by whole rows, and images of three channels."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, padding=1, groups=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 25, 3),
+    )
+    return trace(net.double().eval(), (3, 5, 5)), torch.rand(2, 3, 5, 5, dtype=torch.float64)

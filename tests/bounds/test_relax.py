@@ -9,10 +9,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from tightrope.bounds import Problem
+from tightrope.bounds.linear import crown, crown_ibp, fast_lin
 from tightrope.bounds.relax import Slopes, relax, seen_from_middle
 from tightrope.errors import InputError
+from tightrope.graph import trace
 from tightrope.graph.ops import Activation, LeakyReLU, MaxPool, ReLU, Sigmoid, Tanh
+from tightrope.region import Box
+from tightrope.spec import Spec
 
 ACTIVATIONS = [ReLU(), LeakyReLU(0.1), LeakyReLU(0.0), LeakyReLU(1.0), Sigmoid(), Tanh()]
 SLOPES = ["parallel", "adaptive", "zero", "one"]
@@ -193,3 +199,12 @@ def test_the_gradient_of_a_pull_is_that_of_its_definition():
     pulled, offset = pull(rows, *parts)
     torch.testing.assert_close(pulled, positive * low + negative * high)
     torch.testing.assert_close(offset, -(positive * gap).flatten(2).sum(2))
+
+
+@pytest.mark.parametrize("engine", [crown(), crown_ibp(), fast_lin()], ids=["crown", "crown-ibp", "fast-lin"])
+def test_a_second_derivative_is_refused_rather_than_wrong(engine):
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    x = torch.rand(2, 3, dtype=torch.float64).requires_grad_()
+    lower = engine(Problem(trace(net.eval(), (3,)), x, Box(0.3), Spec.logits(2, 2, x))).lower
+    with pytest.raises(InputError, match="only once"):
+        torch.autograd.grad(lower.sum(), x, create_graph=True)

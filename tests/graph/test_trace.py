@@ -533,6 +533,20 @@ class TestBadInput:
             check_training_mode(network)
         assert all(module.training for module in network.modules())
 
+    def test_a_value_that_is_read_for_its_shape_alone_is_not_part_of_the_network(self):
+        class Shaped(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+            def forward(self, x):
+                logits = self.second(self.first(x).relu())
+                like = logits.relu()
+                return logits.view(like.shape[0], -1)
+
+        graph = trace(Shaped(), (4,))
+        assert [type(node.op).__name__ for node in graph.nodes[1:]] == ["Linear", "ReLU", "Linear", "Reshape"]
+
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_weights_must_be_finite(self, value):
         net = chain()

@@ -20,6 +20,7 @@ from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.bounds.interval import Interval
 from tightrope.bounds.linear import Linear, coefficients_at_once, path, pull_from, relax_all
 from tightrope.bounds.relax import Slopes, Step
+from tightrope.errors import InputError
 from tightrope.graph import Graph
 from tightrope.graph.ops import LeakyReLU, ReLU
 from tightrope.region import Region, dot
@@ -292,6 +293,8 @@ def climb(
         signs: 1 or -1 where the sign of a place's neuron is given, else 0.
         multipliers: where to begin.
     """
+    if torch.is_inference_mode_enabled():
+        raise InputError("slopes are optimised by gradients: take torch.no_grad(), not inference_mode()")
     left = frame.left.expand(len(slopes), -1).gather(1, frame.places)
     lower, upper = (side.gather(1, frame.places) for side in (frame.lower, frame.upper))
     least, most = left.masked_fill(lower >= 0, 1.0), torch.where(upper <= 0, left, 1.0)

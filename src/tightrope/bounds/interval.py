@@ -77,11 +77,21 @@ def _push(problem: Problem, node: int) -> tuple[tuple[Tensor, Tensor], Boxes]:
     return values[node], boxes
 
 
-class _Corners(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
+    """A linear map whose derivative is written out, in fewer operations than autograd finds."""
+
+    generate_vmap_rule = True  # for torch.func
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+
+class _Corners(_Linear):
     """`c - r` and `c + r`. It and `_Middle` have two operations back, where autograd has three and more."""
 
     @staticmethod
-    def forward(ctx: Any, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
+    def forward(centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         return centre - radius, centre + radius
 
     @staticmethod
@@ -89,11 +99,11 @@ class _Corners(torch.autograd.Function):
         return for_upper + for_lower, for_upper - for_lower
 
 
-class _Middle(torch.autograd.Function):
+class _Middle(_Linear):
     """`(l + u) / 2` and `(u - l) / 2`."""
 
     @staticmethod
-    def forward(ctx: Any, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
+    def forward(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         centre = torch.lerp(lower, upper, 0.5)
         return centre, upper - centre
 

@@ -226,7 +226,7 @@ def _tighten(
     mirrored = all(isinstance(step, Slopes) and step.parallel for step in seen.steps.values())
     rest = (graph, x, region, node, seen.steps, mirrored)
     way = Patches.to(*rest) or _Rows(*rest)
-    unstable = ((lower < 0) & (upper > 0)).view(len(x), -1, way.locations)
+    unstable = ((lower < 0) & (upper > 0)).reshape(len(x), -1, way.locations)
     members = unstable.shape[1]
     unstable = unstable.transpose(1, 2).flatten(0, 1)
     # Each group's open neurons come first, and groups with many of them come first.

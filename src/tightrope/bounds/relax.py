@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from functools import wraps
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tightrope.errors import InputError
 from tightrope.graph.ops import Activation, LeakyReLU, MaxPool, ReLU, Sigmoid, Tanh
@@ -20,6 +20,25 @@ LowerSlope = Literal["parallel", "adaptive", "zero", "one"]
 
 Slope = LowerSlope | Float[Tensor, "batch *shape"]
 """A rule for that line, or its slope for every neuron, cut to `[0, 1]`: sound whatever it says."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _once_differentiable(backward: Callable[P, R]) -> Callable[P, R]:
+    """Refuse second derivatives, some of which torch's decorator of this name leaves wrong in silence."""
+
+    @wraps(backward)
+    def once(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.is_grad_enabled():  # as in a backward pass with create_graph=True
+            raise InputError(
+                "linear bounds can be differentiated only once: leave out create_graph=True, or take "
+                "tightrope.engines.interval(), which has all derivatives"
+            )
+        return backward(*args, **kwargs)
+
+    return once
 
 
 @runtime_checkable
@@ -104,7 +123,7 @@ class _Pull(torch.autograd.Function):
         return scaled(bend.unsqueeze(1)).addcmul_(rows, high.unsqueeze(1)), constant
 
     @staticmethod
-    @once_differentiable
+    @_once_differentiable
     def backward(ctx: Any, pulled: Tensor, constant: Tensor) -> tuple[Tensor | None, ...]:
         rows, positive, bend, high, gap = ctx.saved_tensors
         pulled = pulled.contiguous()  # laid out as the rows are: three operations read both
@@ -276,7 +295,7 @@ class _Chord(torch.autograd.Function):
         return slope, low.mul_(slope).neg_()
 
     @staticmethod
-    @once_differentiable
+    @_once_differentiable
     def backward(ctx: Any, for_slope: Tensor, for_offset: Tensor) -> tuple[Tensor, Tensor]:
         slope, unstable, by_width = ctx.saved_tensors
         along, aside = for_slope * by_width, for_offset * unstable
@@ -310,7 +329,7 @@ class _Adaptive(torch.autograd.Function):
         return high, gap
 
     @staticmethod
-    @once_differentiable
+    @_once_differentiable
     def backward(ctx: Any, for_high: Tensor, for_gap: Tensor) -> tuple[Tensor, Tensor, None]:
         high, low, half, by_width = ctx.saved_tensors
         along, aside = for_high * by_width, for_gap * half

@@ -158,8 +158,10 @@ class Conv(Affine):
         if self.pad or isinstance(self.padding, str):  # the derivative of `apply` knows what to add up
             return super().transpose(rows, shapes)
         weight, flat, geometry = self.weight(), rows.flatten(0, 1), self.geometry()
-        if weight.ndim == 4 and weight.shape[1] <= NARROW and self.groups == 1:
-            stride, padding, dilation = geometry
+        stride, padding, dilation = geometry
+        reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        within = all(p <= r for p, r in zip(padding, reach, strict=True))  # no tap reads nothing but padding
+        if weight.ndim == 4 and weight.shape[1] <= NARROW and self.groups == 1 and within:
             pulled = spread(flat.permute(0, 2, 3, 1), weight, stride, dilation).permute(0, 3, 1, 2)
             (top, left), (height, width) = padding, shapes[0][1:]
             edges = (-left, width + left - pulled.shape[3], -top, height + top - pulled.shape[2])
@@ -177,10 +179,9 @@ class Conv(Affine):
     def geometry(self) -> tuple[tuple[int, ...], ...]:
         """Stride, padding and dilation, each per dimension."""
         dimensions = self.weight().ndim - 2
-        return tuple(
-            (value,) * dimensions if isinstance(value, int) else tuple(value)
-            for value in (self.stride, self.padding, self.dilation)
-        )
+        given = (self.stride, self.padding, self.dilation)
+        tuples = ((value,) if isinstance(value, int) else tuple(value) for value in given)
+        return tuple(value * dimensions if len(value) == 1 else value for value in tuples)
 
 
 def spread(

@@ -10,6 +10,7 @@ import copy
 import math
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -131,7 +132,8 @@ def _check_finite(module: nn.Module) -> None:
             raise InputError(f"the network's `{name}` has no shape yet: call the network once, on a batch")
         if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
             raise InputError(
-                f"the network's `{name}` holds NaN or Inf; nothing can be said about such a network"
+                f"the network's `{name}` holds NaN or Inf in {tensor.dtype}; nothing can be said about such "
+                "a network"
             )
 
 
@@ -222,7 +224,17 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any], s
     if not isinstance(output, fx.Node) or output not in index or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"the network must return logits of shape (batch, classes), got {got}")
-    return Graph(module, tuple(nodes))
+    return Graph(module, _upto(nodes, index[output]))
+
+
+def _upto(nodes: list[Node], output: int) -> tuple[Node, ...]:
+    """What an output depends on, which comes last: another value may have been read for its shape alone."""
+    reached = {0, output}
+    for i in range(output, 0, -1):
+        if i in reached:
+            reached.update(nodes[i].inputs)
+    number = {old: new for new, old in enumerate(sorted(reached))}
+    return tuple(replace(nodes[i], inputs=tuple(number[j] for j in nodes[i].inputs)) for i in number)
 
 
 def _needed(graph: fx.Graph) -> set[fx.Node]:

@@ -235,7 +235,8 @@ class Judge:
         if certificates is not None:
             stages = [replace(s, keep=True) if isinstance(s, BranchAndBound) else s for s in stages]
         self.certificates = certificates
-        self.exact, self.fast = recast(graph, torch.float64), recast(graph, torch.float32)
+        self.exact = recast(graph, torch.float64)
+        self.fast = recast(graph, torch.float32) if attack else self.exact
         self.region, self.stages, self.attack, self.seed = region, stages, attack, seed
         self.limit, self.leaves, self.spent = limit, leaves, spent or {}
 
