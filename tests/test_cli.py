@@ -557,7 +557,7 @@ def test_attack_looks_into_the_region_behind_a_layer(here):
 def test_attack_says_nothing_of_certificates(here):
     outcome = tightrope("attack", "run")
     assert outcome.code == 0
-    assert "withstand the attack" in outcome.out
+    assert "without a counterexample" in outcome.out
     assert "certified" not in outcome.out
     assert "certify:" not in outcome.err
 

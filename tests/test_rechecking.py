@@ -86,6 +86,19 @@ class TestWhatItIsComparedWith:
         (rejected,) = tr.recheck("c.jsonl").rejected
         assert "Sigmoid" in rejected["reason"]
 
+    def test_a_run_that_was_moved_is_compared_with_itself(self, here):
+        run = here / "run"
+        arguments = ("--data", "data.npz", "--model", "nets:dense", "--method", "ibp", "--eps", "0.02")
+        for name, seed in (("run", 0), ("other-run", 1)):
+            assert command("train", *arguments, "--epochs", 1, "--seed", seed, "--out", name)[0] == 0
+        assert command("certify", "run", "--certificates")[0] == 0
+        run.rename("moved")
+        (here / "other-run").rename("run")
+        (file,) = (here / "moved").glob("certify-*.jsonl")
+        status, out, _ = command("recheck", file)
+        assert status == 0
+        assert f"the network is that of {file.parent}" in out
+
     def test_where_the_network_is_gone_it_says_so(self, here):
         certified()
         (here / "dense.safetensors").unlink()

@@ -121,6 +121,30 @@ def test_what_a_recipe_says_replaces_that_default_alone():
     assert (training.epochs, training.batch, training.clip) == (7, 256, 10.0)
 
 
+def test_a_part_of_a_schedule_keeps_the_rest_of_the_methods_own():
+    faster = parse(training={"lr": {"start": 5e-3}}).training.lr
+    assert faster == Steps(start=5e-3, factor=0.1, at=(0.25, 0.42))
+    ramp = parse(method={"name": "crown-ibp", "eps": 0.1, "ramp": {"finish": 0.5}}).method["ramp"]
+    usual = parse(method={"name": "crown-ibp", "eps": 0.1}).method["ramp"]
+    assert ramp == usual | {"finish": 0.5}
+
+
+def test_a_ramp_in_place_of_a_number_says_where_it_begins():
+    with pytest.raises(RecipeError, match=r"kappa: a ramp in place of the number 0\.5 needs start"):
+        parse(method={"name": "ibp", "eps": 0.1, "kappa": {"end": 0.2}})
+
+
+def test_a_schedule_that_names_its_shape_is_one_of_its_own():
+    ramp = parse(training={"lr": {"shape": "linear", "start": 1e-3, "end": 0.0}}).training.lr
+    assert ramp == Ramp(start=1e-3, end=0.0)
+
+
+def test_a_network_of_ones_own_normalises_for_itself():
+    assert parse(data="cifar10", model="mine:net").normalise is None
+    with pytest.raises(RecipeError, match=r"normalise is for tightrope's networks, not for mine:net"):
+        parse(model="mine:net", normalise={"mean": [0.5], "std": [0.25]})
+
+
 def test_data_have_defaults_too():
     cifar = parse(data="cifar10")
     assert cifar.augment == Augmentation(flip=True, pad=2, mode="edge")

@@ -247,6 +247,13 @@ def test_a_hopeless_trial_is_stopped_and_stays_off_the_front(here):
     assert len(lines_of(folder / "metrics.jsonl")) == 4
 
 
+def test_the_order_of_ranges_is_one_that_a_stored_recipe_keeps():
+    ranges = {"training.batch": {"low": 32, "high": 64}, "method.kappa": [0.0, 0.5]}
+    stored = dict(reversed(ranges.items()))  # as tomli_w writes them: lists before tables
+    orders = [list(read_ranges(section, base(), "r.toml")) for section in (ranges, stored)]
+    assert orders[0] == orders[1]
+
+
 # ------------------------------------------------------------------------------------------- search
 
 
@@ -267,7 +274,10 @@ def test_a_search_leaves_run_folders_a_table_a_file_and_a_page(here, drawn):
     page = Path("out/report.html").read_text()
     for text in ("Clean against certified", "The front: trials that no other one beats", "<title>trial 0"):
         assert text in page
+    assert tightrope("report", "out", "--out", "again.html").code == 0
+    assert "The front: trials that no other one beats" in Path("again.html").read_text()
     best = summary["front"][0]["run"]
+    assert tightrope("report", "out", f"out/{best}").code == 2
     assert tightrope("certify", f"out/{best}", "--first", 5).code == 0
     assert tightrope("report", f"out/{best}").code == 0
 
@@ -332,7 +342,7 @@ def test_what_there_is_to_try_is_tried_once(here):
     content["tune"] = {"training.batch": {"low": 50, "high": 51}, "method.kappa": [0.0, 0.5]}
     found = search(content, "recipe.toml", Path("out"), trials=20)
     tried = {tuple(one.values.values()) for one in found.trials}
-    assert tried == {(50, 0.0), (50, 0.5), (51, 0.0), (51, 0.5)}
+    assert tried == {(0.0, 50), (0.5, 50), (0.0, 51), (0.5, 51)}  # keys in alphabetical order
     assert len(found.trials) == 4
 
 

@@ -497,7 +497,8 @@ def recheck(path: Path) -> Json:
 
 def summary(report: Json) -> str:
     """What to tell a reader."""
-    lines = [f"rejected: example {entry['index']}: {entry['reason']}" for entry in report["rejected"]]
+    found = [(entry["index"], entry["reason"]) for entry in report["rejected"]]
+    lines = [f"rejected: {'all' if i is None else f'example {i}'}: {reason}" for i, reason in found]
     counts = ", ".join(f"{report[status]} {status}" for status in STATUSES)
     where = "eps {eps} in l_{norm}, inputs in {domain}".format(**report)
     lines.append(

@@ -348,7 +348,8 @@ def _find(name: str) -> Network:
     known = [*_TABLE, *(f"{row}-bn" for row, network in _TABLE.items() if network.is_chain)]
     nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0)[0]
     raise InputError(
-        f"unknown model '{name}'; the nearest is '{nearest}' (tightrope list models shows them all)"
+        f"unknown model '{name}'; the nearest is '{nearest}' (tightrope list models shows them; plain chains "
+        "also go by NAME-bn, with BatchNorm)"
     )
 
 

@@ -109,7 +109,18 @@ def _compare_network(header: dict[str, Any], folder: Path) -> str:
     if target is None:
         raise InputError("the file does not say where the network is")
     weights = header.get("weights")
-    loaded = load_target(target, weights and Path(weights))
+    places = [(target, weights and Path(weights))]
+    if (folder.parent / "model.safetensors").is_file():  # a run may have been moved, with all that is in it
+        places.insert(0, (str(folder.parent), None))
+    for place, its_weights in places:
+        if _is_network_of(place, its_weights, header, folder):
+            return f"the network is that of {place}"
+    raise checker.RejectedError(f"the stored network is not the one in {target}")
+
+
+def _is_network_of(target: str, weights: Path | None, header: dict[str, Any], folder: Path) -> bool:
+    """Whether the stored network is a TARGET's."""
+    loaded = load_target(target, weights)
     try:
         content = checker.contents(folder / "network.safetensors", header["identity"]["certificates"])
         stored, program = checker.unpack(content)
@@ -122,9 +133,7 @@ def _compare_network(header: dict[str, Any], folder: Path) -> str:
     except (OSError, ValueError, LookupError) as error:
         raise checker.RejectedError(f"the stored network cannot be compared with {target}: {error}") from None
     alike = now.nodes == program["nodes"] and now.tensors.keys() == stored.keys()
-    if not alike or not all(_same(stored[name], value) for name, value in now.tensors.items()):
-        raise checker.RejectedError(f"the stored network is not the one in {target}")
-    return f"the network is that of {target}"
+    return alike and all(_same(stored[name], value) for name, value in now.tensors.items())
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tightrope.errors import InputError, RecipeError
 from tightrope.train import METHODS, MODIFIERS, Method, Steps, Training
 from tightrope.train.options import SCHEDULE_KEYS, check_options, explain, nearest, options_of
-from tightrope.train.schedules import Real, Whole, last
+from tightrope.train.schedules import Real, Whole, completed, last
 
 R = TypeVar("R")
 
@@ -54,7 +54,7 @@ class Recipe(BaseModel):
         modifiers: what is added to the method: for each modifier's name a table of its options.
         training: epochs, batch, optimiser, learning rate.
         augment: random changes of training images.
-        normalise: the network's first operator.
+        normalise: the first operator of a network that is named; one's own network has its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -145,15 +145,29 @@ def parse_recipe(content: Mapping[str, Any], source: str) -> Recipe:
         and name in DEFAULT_TRAINING
         and isinstance(content.get("training", {}), Mapping)
     ):
-        content["training"] = DEFAULT_TRAINING[name].model_dump() | dict(content.get("training", {}))
+        usual, said = DEFAULT_TRAINING[name], dict(content.get("training", {}))
+        if "lr" in said:
+            said["lr"] = completed(said["lr"], usual.lr)
+        content["training"] = usual.model_dump() | said
     for key, value in DEFAULT_DATA.get(str(content.get("data")), {}).items():
-        content.setdefault(key, value)
+        if key != "normalise" or not _is_ones_own(content.get("model")):
+            content.setdefault(key, value)
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise RecipeError(explain(error, source, _places())) from None
+    if recipe.normalise and _is_ones_own(recipe.model):
+        raise RecipeError(
+            f"{source}: normalise is for tightrope's networks, not for {recipe.model}: leave it out, and "
+            "normalise in the network itself"
+        )
     method = recipe.build_method()
     return recipe.model_copy(update=described(method))
+
+
+def _is_ones_own(model: Any) -> bool:
+    """Whether a network is the user's own: `package.module:factory`."""
+    return isinstance(model, str) and ":" in model
 
 
 def described(method: Method) -> dict[str, Any]:

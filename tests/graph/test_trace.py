@@ -547,6 +547,21 @@ class TestBadInput:
         graph = trace(Shaped(), (4,))
         assert [type(node.op).__name__ for node in graph.nodes[1:]] == ["Linear", "ReLU", "Linear", "Reshape"]
 
+    def test_a_network_that_holds_gradients_back_is_not_for_training(self):
+        class Frozen(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+            def forward(self, x):
+                with torch.no_grad():
+                    z = self.body(x).relu()
+                return self.head(z)
+
+        trace(Frozen(), (4,))
+        with torch.no_grad(), pytest.raises(InputError, match=r"torch\.no_grad\(\) .* requires_grad_"):
+            check_training_mode(Frozen())
+
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_weights_must_be_finite(self, value):
         net = chain()

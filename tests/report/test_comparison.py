@@ -59,6 +59,16 @@ def test_a_run_has_a_line_for_each_of_its_files(make_run):
     }
 
 
+def test_a_certification_that_was_stopped_is_pointed_out(make_run, report):
+    run = make_run("a")
+    (path,) = run.glob("certify-*.jsonl")
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(first), "examples": 12}), *rest, ""]))
+    said = f"{path.name} is unfinished: it holds 10 of 12 examples"
+    assert said in differences(compare([run]))
+    assert said in report(run).text
+
+
 def test_an_attack_alone_certifies_nothing(make_run):
     (row,) = compare([make_run("a", verifier="none")])
     assert (row.facts["attacked"], row.facts["certified"]) == (0.7, None)

@@ -104,3 +104,18 @@ def test_without_a_sum_nothing_is_halved():
 def test_a_network_of_one_layer_stays():
     module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     assert torch.equal(initialised(module, (1, 2, 2))[1].weight, module[1].weight)
+
+
+def test_frozen_weights_stay():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    net[0].requires_grad_(False)
+    changed = initialised(net, (4,))
+    assert torch.equal(changed[0].weight, net[0].weight)
+    assert not torch.equal(changed[2].weight, net[2].weight)
+
+
+def test_a_weight_that_is_computed_gets_its_value_too():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(400, 300))
+    net = nn.Sequential(layer, nn.ReLU(), nn.Linear(300, 2))
+    weight = initialised(net, (400,))[0].weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 * math.pi) / 400, rel=0.05)

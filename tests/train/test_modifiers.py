@@ -131,7 +131,9 @@ def test_single_examples_have_their_say_in_every_certified_method(name, options,
 @pytest.mark.parametrize("name", SINGLE)
 @pytest.mark.parametrize("method", ["fgsm", "pgd"])
 def test_without_certified_margins_there_is_nothing_to_look_at(name, method):
-    with pytest.raises(InputError, match=f"{name} looks at certified margins, and {method} has none"):
+    with pytest.raises(
+        InputError, match=f"{name} is for methods with a certified term, and {method} has none"
+    ):
         METHODS[method](eps=0.1) | MODIFIERS[name]()
 
 

@@ -334,9 +334,9 @@ class TestSummary:
     @pytest.mark.parametrize(
         ("verifier", "attack", "said"),
         [
-            ("ibp", ATTACK, "50.00% withstand the attack, 25.00% certified by ibp (1 undecided)"),
+            ("ibp", ATTACK, "50.00% without a counterexample, 25.00% certified by ibp (1 undecided)"),
             ("ibp", None, "not attacked, 25.00% certified by ibp (2 undecided)"),
-            ("none", ATTACK, "50.00% withstand the attack"),
+            ("none", ATTACK, "50.00% without a counterexample"),
         ],
     )
     def test_printed_it_is_one_line(self, graph, examples, verifier, attack, said):
@@ -379,6 +379,14 @@ def test_a_robust_example_withstands_a_strong_attack(seed):
     assert ("robust", "falsified") not in both
     assert ("robust", "undecided") in both
     assert ("undecided", "falsified") in both
+
+
+def test_milp_refuses_an_l_2_ball_before_anything_is_done(tmp_path):
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    data = as_source(Split(torch.rand(3, 2), torch.zeros(3, dtype=torch.int64)))
+    with pytest.raises(InputError, match="an l_2 ball"):
+        certify(trace(net, (2,)), data, L2Ball(1e-6), verifier="milp", out=tmp_path / "v.jsonl")
+    assert not (tmp_path / "v.jsonl").exists()
 
 
 @pytest.mark.parametrize("region", [Box(0.2), L2Ball(0.3), L1Ball(0.5)], ids=lambda region: region.norm)

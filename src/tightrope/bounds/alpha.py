@@ -280,7 +280,7 @@ def climb(
 ) -> Climb:
     """Slopes and multipliers that make a lower bound large: Adam, the best of all iterations kept.
 
-    Each member of the batch climbs as if it were alone.
+    Each member of the batch climbs as if it were alone, until its bound is enough.
 
     Args:
         frame: what stays as it is.
@@ -288,7 +288,7 @@ def climb(
         slopes: where to begin.
         iterations: gradient steps; with 0, the bound is only computed.
         rate: Adam's step length at the beginning, for slopes; multipliers take half of it.
-        enough: a member whose bound is larger than this climbs no further.
+        enough: a member whose bound is larger than this may stop; it does once enough others may, too.
         deadline: no step is begun after this moment of `time.perf_counter`.
         signs: 1 or -1 where the sign of a place's neuron is given, else 0.
         multipliers: where to begin.

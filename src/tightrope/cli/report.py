@@ -8,18 +8,25 @@ import click
 
 from tightrope.cli.options import FILE, FOLDER, json_option
 from tightrope.cli.tables import cell, print_table
+from tightrope.errors import InputError
 from tightrope.files import to_json
+from tightrope.tune.found import read_search
 
 
 @click.command("report")
 @click.argument("runs", nargs=-1, required=True, type=FOLDER)
 @click.option("--out", type=FILE, help="HTML file.  [default: report.html in the first run folder]")
 def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Write one self-contained HTML page on one or several RUNS."""
-    from tightrope.report import write_report  # matplotlib takes half a second to import
+    """Write one self-contained HTML page on one or several RUNS, or on one search of `tightrope tune`."""
+    from tightrope.report import write_report, write_search  # matplotlib takes half a second to import
 
     out = out or runs[0] / "report.html"
-    write_report(list(runs), out)
+    if (runs[0] / "tune.json").is_file():
+        if len(runs) > 1:
+            raise InputError(f"{runs[0]} is a search: report on it alone, or on runs in {runs[0] / 'trials'}")
+        write_search(read_search(runs[0]), out)
+    else:
+        write_report(list(runs), out)
     click.echo(f"report: {out}")
 
 

@@ -120,6 +120,8 @@ def tune_command(
             _say_what_was_found(out, as_json)
         raise
     if not _say_what_was_found(out, as_json):
+        if not any(out.glob("trials/*")):
+            raise TightropeError("no trial was begun: the budget is too short for one")
         raise TightropeError(
             f"no trial was finished; why, say the files trial.json and train.log in {out}/trials"
         )

@@ -29,6 +29,8 @@ def hold_out(
     Raises:
         InputError: if `count` or `seed` is out of range.
     """
+    if len(y) < 2:
+        raise InputError(f"a training set needs 2 examples at least, one of which is held out; got {len(y)}")
     if not 0 <= count < len(y):
         raise InputError(f"cannot hold out {count} of {len(y)} examples: choose at most {len(y) - 1}")
     if not 0 <= seed < 2**32:

@@ -72,6 +72,8 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
 def check_training_mode(module: nn.Module) -> None:
     """Refuse a network whose forward calls other operators in training mode than in evaluation mode.
 
+    Or one that holds gradients back by `torch.no_grad()`, which tracing does not see.
+
     What is trained is what was traced, and that is the network in evaluation mode: a branch on
     `self.training` would be left out in silence. `nn.Dropout` and BatchNorm are operators that know both.
 
@@ -82,10 +84,16 @@ def check_training_mode(module: nn.Module) -> None:
         >>> check_training_mode(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout()))
     """
     calls: list[list[tuple[str, Any]]] = []
-    with evaluation(module):
+    with evaluation(module), torch.enable_grad():
         for mode in (False, True):
             module.train(mode)
-            calls.append([(n.op, n.target) for n in _Tracer().trace(module).nodes])
+            tracer = _Tracer()
+            calls.append([(n.op, n.target) for n in tracer.trace(module).nodes])
+            if tracer.without_gradients:
+                raise InputError(
+                    "the network computes under torch.no_grad() in its forward, and tightrope would train "
+                    "that part all the same: freeze its parameters instead, by requires_grad_(False)"
+                )
     if calls[0] != calls[1]:
         raise InputError(
             "the network's forward calls other operators in training mode than in evaluation mode (a branch "
@@ -102,6 +110,11 @@ def recast(graph: Graph, dtype: torch.dtype) -> Graph:
 
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # so that nothing is computed from a buffer once and for all
+    without_gradients = False  # whether something was computed without them
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        self.without_gradients |= not torch.is_grad_enabled()
+        return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor):

@@ -29,6 +29,7 @@ class Row:
         setting: what was asked, in words; "" if nothing is certified yet.
         headlines: what came out, in words: clean, attacked, certified.
         judged: which examples; comparisons need the same.
+        unfinished: what is missing, if the certification was stopped.
     """
 
     run: str
@@ -38,6 +39,7 @@ class Row:
     setting: str = ""
     headlines: list[Headline] = field(default_factory=list)
     judged: Hashable = None
+    unfinished: str = ""
 
     @property
     def cost(self) -> str:
@@ -79,7 +81,7 @@ def _certified_row(label: str, anchor: str, summary: str, known: Mapping[str, An
         "source": one.path.name,
     }
     judged = frozenset(verdict.index for verdict in one.verdicts)
-    return Row(label, anchor, summary, facts, setting_text(one), headlines(one), judged)
+    return Row(label, anchor, summary, facts, setting_text(one), headlines(one), judged, one.unfinished)
 
 
 def _recorded_row(label: str, anchor: str, summary: str, known: Mapping[str, Any], run: Run) -> Row:
@@ -109,12 +111,14 @@ def _recorded_row(label: str, anchor: str, summary: str, known: Mapping[str, Any
 
 
 def differences(rows: Sequence[Row]) -> str:
-    """A warning if the rows of a comparison do not measure the same thing; "" if they do."""
-    return unlike_text(
+    """A warning if rows are unfinished, or do not measure the same thing; "" if all is well."""
+    stopped = [f"{row.run}: {row.unfinished}" for row in rows if row.unfinished]
+    unlike = unlike_text(
         {**{name: row.facts[name] for name in ("data", "eps", "norm")}, "examples": row.judged}
         for row in rows
         if row.setting
     )
+    return "; ".join(filter(None, [*stopped, unlike]))
 
 
 def picture(rows: Sequence[Row]) -> Plot:
@@ -137,8 +141,8 @@ def picture(rows: Sequence[Row]) -> Plot:
     return Plot(
         "Clean, attacked and certified",
         figures.compared(labels, [row.facts for row in shown], "compared", said),
-        "Shares of all test examples. The true robust accuracy lies between certified and attacked: the "
-        f"thick line between those two points is what is not decided yet.{cost}",
+        "Shares of the examples that were looked at. The true robust accuracy lies between certified and "
+        f"attacked: the thick line between those two points is what is not decided yet.{cost}",
     )
 
 

@@ -46,9 +46,9 @@ def radii_view(files: Sequence[tuple[str, RadiusFile]], key: str) -> RadiiView:
     plot = Plot(
         "Certified accuracy against eps",
         figures.radii(curves, f"{key}-radii", f"Certified accuracy against eps: {means}."),
-        "For every eps, the share of all test examples proved robust at that eps or a larger one; at eps 0 "
-        "it is the clean accuracy. What is robust at one eps is robust at every smaller one, so every point "
-        "of a line is proved, and the true robust accuracy lies on the line or above it.",
+        "For every eps, the share of the examples looked at that is proved robust at that eps or a larger "
+        "one; at eps 0 it is the clean accuracy. What is robust at one eps is robust at every smaller one, "
+        "so every point of a line is proved, and the true robust accuracy lies on the line or above it.",
     )
     unlike = unlike_text(
         {"data": one.data, "examples": frozenset(radius.index for radius in one.radii)} for _, one in files

@@ -116,6 +116,17 @@ class Certificate:
         """The verdicts, counted."""
         return summarise(self.verdicts, self.attacked)
 
+    @property
+    def unfinished(self) -> str:
+        """What is missing in the file of a certification that was stopped; "" if nothing is."""
+        done, asked = len(self.verdicts), self.header.get("examples", 0)
+        if done >= asked:
+            return ""
+        return (
+            f"{self.path.name} is unfinished: it holds {done} of {asked} examples. Those that need a search "
+            "come last, so its shares are not those of all examples: go on with `tightrope certify --resume`."
+        )
+
 
 @dataclass(frozen=True)
 class RadiusFile:
@@ -220,6 +231,7 @@ def read_run(folder: Path) -> Run:
         for certificate in certificates
         if not certificate.verdicts
     ]
+    missing += [one.unfinished for one in certificates if one.verdicts and one.unfinished]
     missing += [f"{one.path.name} holds no radius yet, so it is left out." for one in radii if not one.radii]
     finished = [certificate for certificate in certificates if certificate.verdicts]
     searched = [one for one in radii if one.radii]

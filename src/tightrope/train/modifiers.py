@@ -140,7 +140,8 @@ def shi_reg(lam: Positive = 0.5) -> Modifier:
 def _certified(name: str, method: Method) -> None:
     if not any(loss.certified for loss in method.losses):
         raise InputError(
-            f"{name} looks at certified margins, and {method.name} has none: add it to ibp, for example"
+            f"{name} is for methods with a certified term, and {method.name} has none: add it to ibp, for "
+            "example"
         )
 
 

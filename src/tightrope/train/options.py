@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from tightrope.errors import InputError
-from tightrope.train.schedules import Ramp, Steps
+from tightrope.train.schedules import Ramp, Steps, completed
 
 SCHEDULE_KEYS = {**Ramp.model_fields, **Steps.model_fields}
 
@@ -42,6 +42,12 @@ def check_options(function: Callable[..., Any], options: Mapping[str, Any], name
         InputError: naming every unknown key, with the nearest valid one, and every bad value.
     """
     model = options_of(function)
+    options = dict(options)
+    for key in options.keys() & model.model_fields.keys():
+        try:
+            options[key] = completed(options[key], model.model_fields[key].default)
+        except ValueError as error:
+            raise InputError(f"{name} cannot be used:\n  {key}: {error}") from None
     try:
         checked = model.model_validate(options)
     except ValidationError as error:

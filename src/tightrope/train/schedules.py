@@ -117,6 +117,24 @@ class Steps(_Options):
         return self.start * float(self.factor ** sum(progress >= moment for moment in self.at))
 
 
+def completed(said: Any, usual: Any) -> Any:
+    """A table that says a part of a schedule, with the rest of the usual one; anything else as it is.
+
+    A table that names its shape is a schedule of its own.
+
+    Raises:
+        ValueError: if a ramp is to stand for a number and does not say from where to where it goes.
+    """
+    if isinstance(said, Mapping) and isinstance(usual, int | float) and _form(said) == "<ramp>":
+        missing = [key for key in ("start", "end") if key not in said]
+        if missing:
+            raise ValueError(f"a ramp in place of the number {usual:g} needs {' and '.join(missing)}")
+    if not isinstance(said, Mapping) or not isinstance(usual, Ramp | Course | Steps):
+        return said
+    whole = usual.model_dump()
+    return whole | dict(said) if "shape" not in said and said.keys() <= whole.keys() else said
+
+
 def _form(value: Any) -> str:
     """Which form a number is given in, so that an error speaks of that form alone."""
     if isinstance(value, Mapping):

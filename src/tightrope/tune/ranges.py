@@ -121,7 +121,7 @@ def read_ranges(section: Any, base: Mapping[str, Any], source: str) -> dict[str,
         )
     ranges: dict[str, Range] = {}
     problems = []
-    for key, declared in _flat(section):
+    for key, declared in sorted(_flat(section)):  # in an order that a stored recipe keeps
         try:
             ranges[key] = _range(key, declared, base)
         except InputError as error:

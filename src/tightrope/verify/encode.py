@@ -219,6 +219,7 @@ def encode(
     Raises:
         InputError: if the region is neither an l_inf nor an l_1 ball.
     """
+    check_linear(region)
     start, lower, ball = _start(x, region)
     neurons = _neurons(graph, boxes, first=len(lower))
     count = len(neurons)
@@ -291,10 +292,20 @@ def _start(
         eps = float(torch.as_tensor(region.eps))
         shares = np.abs(ways) / eps if eps else 0 * ways
         return Form(both, centre), np.zeros(len(ways)), sparse.csr_array(shares[None])
-    raise InputError(
-        f"the verifier milp takes l_inf and l_1 balls, this region is an l_{region.norm} ball, whose edge is "
-        "not linear: use the verifier cascade"
-    )
+    raise AssertionError(region.norm)
+
+
+def check_linear(region: Region) -> None:
+    """Refuse a region that no linear constraints describe.
+
+    Raises:
+        InputError: if it is neither an l_inf nor an l_1 ball.
+    """
+    if not isinstance(region, Box | L1Ball):
+        raise InputError(
+            f"the verifier milp takes l_inf and l_1 balls, this region is an l_{region.norm} ball, whose "
+            "edge is not linear: use the verifier cascade"
+        )
 
 
 def _flat(box: tuple[Tensor, Tensor]) -> tuple[Float[ndarray, "neurons"], Float[ndarray, "neurons"]]:

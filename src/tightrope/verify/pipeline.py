@@ -28,6 +28,8 @@ from tightrope.region import Region
 from tightrope.spec import Spec
 from tightrope.verify.bab import BranchAndBound
 from tightrope.verify.certificates import Certificates, UnknownError, export
+from tightrope.verify.encode import check_linear
+from tightrope.verify.milp import Milp
 from tightrope.verify.proof import Proof
 from tightrope.verify.records import FORMAT, VERDICTS
 from tightrope.verify.resumable import ALONE, Rest, go_through
@@ -64,7 +66,7 @@ class Certification:
         summary, verifier = self.summary(), self.header["identity"]["verifier"]
         parts = [f"{summary['clean_accuracy']:.2%} correct"]
         attacked = summary["attacked_accuracy"]
-        parts.append("not attacked" if attacked is None else f"{attacked:.2%} withstand the attack")
+        parts.append("not attacked" if attacked is None else f"{attacked:.2%} without a counterexample")
         if VERIFIERS[verifier]:
             undecided = f"({summary['undecided']} undecided)"
             parts.append(f"{summary['certified_accuracy']:.2%} certified by {verifier} {undecided}")
@@ -132,6 +134,8 @@ def certify(
         raise InputError("a certification has one radius for all examples: give eps as a number")
     check_time_limit(time_limit)
     stages = find_verifier(verifier)
+    if any(isinstance(stage, Milp) for stage in stages):
+        check_linear(region)
     identity = {
         **identify(graph, examples, region),
         "eps": region.eps,
@@ -140,10 +144,11 @@ def certify(
         "seed": seed,
         "time_limit": time_limit,
     }
-    header = {"format": FORMAT, "identity": identity, **(about or {})}
+    count = min(first or len(examples), len(examples))
+    header = {"format": FORMAT, "identity": identity, "examples": count, **(about or {})}
     keeper = None
     if certificates:
-        keeper = _certificates(graph, out, identity, header, min(first or len(examples), len(examples)))
+        keeper = _certificates(graph, out, identity, header, count)
     searches = [stage for stage in stages if stage.searches]
     judge = Judge(
         graph,

@@ -69,6 +69,7 @@ class _Header(TypedDict):
     format: Literal["tightrope-certify/1"]
     identity: _Identity
     data: NotRequired[str | None]
+    examples: NotRequired[Count]
 
 
 @with_config(ConfigDict(strict=True))

@@ -113,8 +113,9 @@ class Method:
     def __post_init__(self) -> None:
         certified = [loss for loss in self.losses if loss.certified]
         if certified and not any(last(loss.weight) > 0 for loss in certified):
+            weight = max(last(loss.weight) for loss in certified)
             raise InputError(
-                f"{self.name} is a certified method, but its robust term ends with weight 0: "
+                f"{self.name} is a certified method, but its robust term ends with weight {weight:g}: "
                 "it would train nothing robust; lower kappa below 1"
             )
         if certified and last(self.eps) <= 0:
