@@ -116,6 +116,7 @@ def margins(
         InputError: if an input leaves the domain, a label is out of range, or shapes do not fit.
     """
     _check_inputs(model, x, region, engine)
+    _check_kind("the labels", y, Tensor, "torch.tensor([3, 7])")
     if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
         raise InputError(
             f"labels must be {len(x)} class numbers, one per input, got {y.dtype} of shape {tuple(y.shape)}"

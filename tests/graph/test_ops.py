@@ -77,6 +77,11 @@ AFFINE = {
     "Conv1d, same": Row(ops.Conv, lambda: nn.Conv1d(2, 3, 3, padding="same"), (2, 5)),
     "Conv1d, circular": Row(ops.Conv, lambda: nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular"), (2, 5)),
     "Conv2d": Row(ops.Conv, lambda: nn.Conv2d(2, 3, 3), (2, 4, 5)),
+    "mean over the image": Row(ops.Averaging, lambda: Fn(lambda _, x: x.mean((2, 3))), (2, 3, 4)),
+    "mean over the image, by name": Row(
+        ops.Averaging, lambda: Fn(lambda _, x: torch.mean(input=x, dim=[-2, -1], keepdim=True)), (2, 3, 4)
+    ),
+    "mean over the channels": Row(ops.Averaging, lambda: Fn(lambda _, x: torch.mean(x, 1)), (2, 3, 4)),
     "Conv2d, tuples of one": Row(ops.Conv, lambda: nn.Conv2d(2, 3, 3, stride=(2,), padding=(1,)), (2, 5, 4)),
     "Conv2d, taps that read nothing but padding": Row(
         ops.Conv, lambda: nn.Conv2d(2, 3, 2, stride=9, padding=4), (2, 2, 2)

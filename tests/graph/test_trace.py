@@ -547,6 +547,10 @@ class TestBadInput:
         graph = trace(Shaped(), (4,))
         assert [type(node.op).__name__ for node in graph.nodes[1:]] == ["Linear", "ReLU", "Linear", "Reshape"]
 
+    @pytest.mark.parametrize("mean", [lambda _, x: x.mean() + x, lambda _, x: x.mean(0, keepdim=True) + x])
+    def test_a_mean_over_the_batch_is_refused(self, mean):
+        assert "lost the batch dimension" in refusal(Fn(mean), (4,))
+
     def test_a_network_that_holds_gradients_back_is_not_for_training(self):
         class Frozen(nn.Module):
             def __init__(self):

@@ -483,6 +483,12 @@ def _averaging(function: Callable[..., Tensor], *names: str) -> CallRule:
     return rule
 
 
+def _mean(call: _Call) -> Made:
+    call.refuse_others(3, "input", "dim", "keepdim")
+    keepdim = bool(call.get(2, "keepdim", False))
+    return ops.Averaging(partial(torch.mean, dim=call.get(1, "dim"), keepdim=keepdim))
+
+
 def _maximum(function: Callable[..., Tensor]) -> CallRule:
     bind = _bind(function, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
     return lambda call: ops.MaxPool(bind(call))
@@ -605,6 +611,7 @@ _FUNCTIONS: dict[Any, CallRule] = {
     operator.neg: _negative,
     torch.neg: _negative,
     torch.cat: _concatenate,
+    torch.mean: _mean,
 }
 
 _METHODS: dict[str, CallRule] = {
@@ -625,6 +632,7 @@ _METHODS: dict[str, CallRule] = {
     "mul": _product,
     "div": _quotient,
     "neg": _negative,
+    "mean": _mean,
 }
 
 
