@@ -118,7 +118,7 @@ def differences(rows: Sequence[Row]) -> str:
         for row in rows
         if row.setting
     )
-    return "; ".join(filter(None, [*stopped, unlike]))
+    return " ".join(filter(None, [*stopped, unlike]))
 
 
 def picture(rows: Sequence[Row]) -> Plot:
