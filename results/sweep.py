@@ -92,11 +92,16 @@ def train(eps: float, folder: Path, run_name: str) -> None:
     recipe = folder / f"{name}.toml"
     if not recipe.exists():
         before = [row for row in written(eps) if row["name"] == name]
+        # What a step costs does not depend on eps: a row gets the epochs that it has in the other table.
+        elsewhere = [row for other in TRAIN_EPS for row in written(other) if row["name"] == name]
         if before:
             content, ratio = before[0]["recipe"], before[0]["plain_steps_per_step"]
         else:
-            plain = seconds_per_epoch({**common, "method": {"name": "standard"}})
-            ratio = seconds_per_epoch(content) / plain
+            if elsewhere:
+                ratio = elsewhere[0]["plain_steps_per_step"]
+            else:
+                plain = seconds_per_epoch({**common, "method": {"name": "standard"}})
+                ratio = seconds_per_epoch(content) / plain
             override(content, [f"training.epochs={max(1, round(PLAIN_EPOCHS / ratio))}"])
         text = parse_recipe(content, name).to_toml()
         recipe.write_text(f"# a step costs {ratio:.2f} plain steps; {PLAIN_EPOCHS} plain epochs\n{text}")
