@@ -295,8 +295,8 @@ def sweep_page() -> str:
             "*by ibp* what intervals prove. A standard error of a share near 95 % is 0.7 %, so neighbours in "
             "a table are not told apart. What a step costs was timed before each run, while other work ran, "
             "and is not exact: the two runs of `ibp` at 0.1 had 3.1 and 2.7, those of `exp-ibp` 4.5 and 3.6, "
-            "those of `shi-ibp` 2.7 and 3.6 (on two machines). A row has the same epochs at both eps. The table "
-            "at 0.3 is not complete yet.",
+            "those of `shi-ibp` 2.7 and 3.6 (on two machines). A row has the same epochs at both eps. The "
+            "table at 0.3 is not complete yet.",
             width=110,
         ),
         "",
