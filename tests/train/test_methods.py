@@ -227,9 +227,11 @@ def test_a_radius_is_finite_and_not_negative_from_the_first_step_on(name, eps, s
         METHODS[name](eps=eps)
 
 
-@pytest.mark.parametrize("kappa", [1.0, 1.5, Ramp(start=0.5, end=1.0)])
-def test_a_certified_method_that_ends_without_its_robust_term_is_refused(kappa):
-    with pytest.raises(InputError, match="ibp is a certified method, but its robust term ends with weight"):
+@pytest.mark.parametrize(("kappa", "ends"), [(1.0, "0"), (1.5, "-0.5"), (Ramp(start=0.5, end=1.0), "0")])
+def test_a_certified_method_that_ends_without_its_robust_term_is_refused(kappa, ends):
+    with pytest.raises(
+        InputError, match=f"ibp is a certified method, .* robust term ends with weight {ends}:"
+    ):
         methods.ibp(eps=0.1, kappa=kappa)
 
 

@@ -292,6 +292,9 @@ def climb(
         deadline: no step is begun after this moment of `time.perf_counter`.
         signs: 1 or -1 where the sign of a place's neuron is given, else 0.
         multipliers: where to begin.
+
+    Raises:
+        InputError: in inference mode, which has no gradients.
     """
     if torch.is_inference_mode_enabled():
         raise InputError("slopes are optimised by gradients: take torch.no_grad(), not inference_mode()")

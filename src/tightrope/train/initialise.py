@@ -18,7 +18,8 @@ def ibp_initialisation(graph: Graph) -> None:
 
     The last layer keeps its own initialisation, biases too; a layer that is fed by a residual sum
     gets half the weights. Frozen weights stay as they are; a parametrized weight gets the value that its
-    parametrization makes of this one. Source: Shi et al. 2021, section 3.2; methods.md, section 4.
+    parametrization makes of this one, if it can be set. Source: Shi et al. 2021, section 3.2; methods.md,
+    section 4.
     """
     modules = dict(graph.module.named_modules())
     layers = [(i, node.op) for i, node in enumerate(graph.nodes) if isinstance(node.op, Linear | Conv)]
