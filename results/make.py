@@ -293,10 +293,10 @@ def sweep_page() -> str:
             f"Per cent of the first {first['examples']:,} test images: *certified* by the cascade with "
             f"{first['time_limit']:g} s per image and stage, *undecided* what it leaves open in that time, "
             "*by ibp* what intervals prove. A standard error of a share near 95 % is 0.7 %, so neighbours in "
-            "a table are not told apart. What a step costs was timed before each run at 0.1, while other "
-            "work ran, and is not exact: the two runs of `ibp` at 0.1 had 3.1 and 2.7, those of `exp-ibp` 4.5 "
-            "and 3.6, those of `shi-ibp` 2.7 and 3.6 (on two machines). A row has the same cost and epochs at "
-            "both eps. The table at 0.3 is not complete yet.",
+            "a table are not told apart. What a step costs was timed before each run at 0.1, while "
+            "other work ran, and is not exact: the two runs of `ibp` at 0.1 had 3.1 and 2.7, those of "
+            "`exp-ibp` 4.5 and 3.6, those of `shi-ibp` 2.7 and 3.6 (on two machines). A row has the "
+            "same cost and epochs at both eps. The table at 0.3 is not complete yet.",
             width=110,
         ),
         "",
