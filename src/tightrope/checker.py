@@ -462,7 +462,7 @@ def recheck(path: Path) -> Json:
         header, *records = (json.loads(line) for line in path.read_text().split("\n") if line)
         about, identity = header["certificates"], header["identity"]
         require("none" not in about, about.get("none"))
-        folder, expected = path.parent / Path(about["folder"]).name, range(about["examples"])
+        folder, expected = path.parent / Path(about["folder"]).name, range(header["examples"])
         require(all(isinstance(record, dict) for record in records), "a line holds no verdict")
     except (RejectedError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = error if isinstance(error, RejectedError) else "damaged, or not from certify --certificates"

@@ -161,7 +161,7 @@ def test_what_is_no_finite_number_is_refused(value):
 @pytest.mark.parametrize(
     ("table", "schedule"),
     [
-        ({"shape": "smooth", "begin": "1/70"}, Ramp(shape="smooth", begin=1 / 70)),
+        ({"shape": "smooth", "end": 1, "begin": "1/70"}, Ramp(shape="smooth", end=1.0, begin=1 / 70)),
         ({"shape": "linear", "end": "8/255"}, Ramp(end=8 / 255)),
         ({"shape": "step", "start": 1, "at": ["1/2"]}, Steps(start=1.0, at=(0.5,))),
         ({"start": 1, "at": ["1/2"]}, Steps(start=1.0, at=(0.5,))),
@@ -178,11 +178,12 @@ REFUSED = [
     (Ramp, {"begin": math.nan}, "begin"),
     (Ramp, {"finish": math.nan}, "finish"),
     (Ramp, {"begin": True}, "expected a number, got True"),
-    (Ramp, {"begin": 0.5, "finish": 0.4}, r"cannot finish \(0.4\) before it begins \(0.5\)"),
+    (Ramp, {"end": 1.0, "begin": 0.5, "finish": 0.4}, r"cannot finish \(0.4\) before it begins \(0.5\)"),
     (Ramp, {"start": math.nan}, "finite"),
     (Ramp, {"end": math.inf}, "finite"),
     (Ramp, {"shape": "cubic"}, "linear.*smooth"),
     (Ramp, {"begn": 0.1}, "begn"),
+    (Ramp, {"begin": 0.1}, "end"),
     (Steps, {**STEPS, "at": (0.5, 0.4)}, "must rise"),
     (Steps, {**STEPS, "at": (0.5, 0.5)}, "must rise"),
     (Steps, {**STEPS, "at": (math.nan,)}, "at.0"),

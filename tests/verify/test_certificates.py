@@ -159,6 +159,8 @@ class TestFiles:
         assert checker.recheck(out)["examples"] == 1
         run(graph, examples, out, resume=True)
         assert checker.recheck(out)["accepted"] == 4
+        out.write_text("".join(out.read_text().splitlines(keepends=True)[:3]))
+        assert [entry["index"] for entry in checker.recheck(out)["rejected"]] == [2, 3]
 
     def test_whoever_resumes_asks_for_certificates_too(self, graph, examples, tmp_path):
         run(graph, examples, tmp_path / "c.jsonl")

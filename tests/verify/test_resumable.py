@@ -90,7 +90,9 @@ class TestResume:
         certify(graph, examples, Box(0.1), first=1, out=out)
         assert len(certify(graph, examples, Box(0.1), out=out, resume=True)) == 4
         assert len(certify(graph, examples, Box(0.1), first=2, out=out, resume=True)) == 2
-        assert [verdict.index for verdict in read_verdicts(out)[1]] == [0, 1, 2, 3]
+        header, verdicts = read_verdicts(out)
+        assert [verdict.index for verdict in verdicts] == [0, 1, 2, 3]
+        assert header["examples"] == 4  # all that was ever asked for: fewer would be an unfinished file
 
     def test_of_a_file_that_is_not_there_yet(self, graph, examples, tmp_path):
         out = tmp_path / "new" / "certify.jsonl"

@@ -61,7 +61,7 @@ class Ramp(_Timed):
     """
 
     start: Real = 0.0
-    end: Real = 1.0
+    end: Real
 
     def __call__(self, progress: float) -> float:
         """The value when this share of the run is done."""

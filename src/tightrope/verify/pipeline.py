@@ -148,7 +148,7 @@ def certify(
     header = {"format": FORMAT, "identity": identity, "examples": count, **(about or {})}
     keeper = None
     if certificates:
-        keeper = _certificates(graph, out, identity, header, count)
+        keeper = _certificates(graph, out, identity, header)
     searches = [stage for stage in stages if stage.searches]
     judge = Judge(
         graph,
@@ -188,7 +188,7 @@ def certify(
 
 
 def _certificates(
-    graph: Graph, out: Path | None, identity: dict[str, Any], header: dict[str, Any], count: int
+    graph: Graph, out: Path | None, identity: dict[str, Any], header: dict[str, Any]
 ) -> Certificates | None:
     """Where certificates go, as header and identity say; None if the checker does not know the network.
 
@@ -206,7 +206,7 @@ def _certificates(
     keeper = Certificates(out.with_suffix(".certificates"), network, facts)
     keeper.begin(out)
     identity["certificates"] = keeper.digest
-    header["certificates"] = {"folder": keeper.folder.name, "examples": count}
+    header["certificates"] = {"folder": keeper.folder.name}
     return keeper
 
 

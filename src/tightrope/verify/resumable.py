@@ -69,7 +69,8 @@ def go_through(
         examples: the data set.
         judge: who judges them.
         kind: of the file.
-        header: of the file; its "identity" must agree with that of a file to resume.
+        header: of the file; its "identity" must agree with that of a file to resume, and "examples", if it
+            says how many were asked for, can only grow.
         label: what is going on, for the progress.
         first: only the first so many examples.
         batch: examples per batch at most, and between two writes.
@@ -158,6 +159,8 @@ def _start(out: Path, kind: Kind[R], header: dict[str, Any], resume: bool) -> di
         )
     found, records = read_records(out, kind)
     check_identity(found["identity"], header["identity"], str(out))
+    if "examples" in header:
+        found["examples"] = max(header["examples"], found.get("examples", 0))
     # A line that was cut off by a crash must not be continued.
     lines = [to_json(record) + "\n" for record in (found, *map(kind.dump, records))]
     write_atomically(out, "".join(lines))
