@@ -314,7 +314,7 @@ def prepare(recipe: Recipe, model: nn.Module, source: Source) -> tuple[Graph, Te
     chunks = list(source.batches(aside.split(1000)))
     held_out = HeldOut(torch.cat([x for x, _, _ in chunks]), torch.cat([y for _, y, _ in chunks]))
     graph = _trace_for(source, model, held_out.x.device)
-    check_training_mode(model)
+    check_training_mode(model, graph.input_shape)
     return graph, index, held_out
 
 

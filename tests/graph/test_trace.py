@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -196,6 +198,34 @@ class TestWhatIsTraced:
     def test_the_network_s_own_precision_is_used(self, dtype):
         assert trace(chain().to(dtype), (4,)).run(torch.rand(2, 4, dtype=dtype))[0].dtype == dtype
 
+    @pytest.mark.parametrize(
+        "forward",
+        [
+            lambda s, x: s.layer(x.flatten(1) if x.dim() == 4 else x),
+            lambda s, x: s.layer(x.view(x.size(0), -1)) if x.shape[1:] == (1, 2, 2) else x.flatten(1),
+            lambda s, x: s.layer(x.view(-1, math.prod(x.shape[1:]))),
+            lambda s, x: s.layer(x.reshape(*x.shape[:1], -1)) if len(x.shape) > 2 else x.flatten(1),
+            lambda s, x: (
+                s.layer(s.norm(x).flatten(1)) if s.norm(x).size(-1) > 1 and x.ndim > 2 else x.flatten(1)
+            ),
+        ],
+    )
+    def test_control_flow_on_shapes(self, forward):
+        def checked(s: Fn, x: Tensor) -> Tensor:
+            assert x.ndim == 4
+            if x.shape[1] != 1 or x.numel() < 4:
+                raise ValueError("one channel, please")
+            return forward(s, x)
+
+        net = Fn(checked, layer=nn.Linear(4, 3), norm=nn.BatchNorm2d(1)).train()
+        graph = assert_traced(net, (1, 2, 2))
+        assert "Linear" in [type(node.op).__name__ for node in graph.nodes]
+        before = net.norm.running_mean.clone()
+        check_training_mode(net, (1, 2, 2))
+        assert torch.equal(net.norm.running_mean, before)
+        with pytest.raises(UnsupportedOperatorError, match="one channel, please"):
+            trace(net, (3, 2, 2))
+
 
 class TestWhatTracingLeavesAlone:
     @pytest.mark.parametrize("training", [True, False])
@@ -355,6 +385,33 @@ class TestUnsupportedOperators:
     def test_control_flow_on_values_is_refused(self, net):
         assert "cannot be traced" in refusal(net, (4,))
 
+    @pytest.mark.parametrize(
+        "net",
+        [
+            Fn(lambda s, x: -x if x.shape[0] == 1 else x),
+            Fn(lambda s, x: torch.cat([x, x], 1) if len([n for n in x.shape if n > 2]) > 1 else x),
+            Fn(lambda s, x: x if x.size(0) % 2 else 2 * x),
+            Fn(lambda s, x: x if x.shape[0] > x.shape[1:].numel() / 2 else 2 * x),
+        ],
+    )
+    def test_control_flow_on_the_size_of_a_batch_is_refused(self, net):
+        assert "how many examples a batch has" in refusal(net, (4,))
+
+    @pytest.mark.parametrize(
+        "net",
+        [
+            Fn(lambda s, x: x if x.sum().item() > 0 else 2 * x),
+            Fn(lambda s, x: x if x.dtype == torch.float32 else 2 * x),  # verdicts are found in float64
+            Fn(lambda s, x: x if len(x.nonzero()) > 9 else 2 * x),
+            Fn(lambda s, x: x if x[x > 0.9].numel() > 9 else 2 * x),
+            Fn(lambda s, x: x if x[:, x.shape[1] - 1] > 0 else 2 * x),
+            Fn(lambda s, x: torch.cat([row.unsqueeze(0) for row in x])),
+            Fn(lambda s, x: x if int(x.sum()) > x.shape[1] else 2 * x),
+        ],
+    )
+    def test_what_is_no_shape_decides_nothing(self, net):
+        refusal(net, (4,))
+
 
 class TestWhatTracingCannotSee:
     @pytest.mark.parametrize(
@@ -470,6 +527,14 @@ class TestExamplesMustNotMix:
 
 
 class TestBadInput:
+    @pytest.mark.parametrize(
+        ("wrap", "inside"),
+        [(nn.DataParallel, r"model\.module"), (partial(torch.compile, backend="eager"), r"model\._orig_mod")],
+    )
+    def test_a_wrapped_network(self, wrap, inside):
+        with pytest.raises(InputError, match=rf"is wrapped in .*: give what is inside, {inside}"):
+            trace(wrap(chain()), (4,))
+
     def test_the_input_s_shape_must_fit(self):
         with pytest.raises(InputError, match=r"does not take inputs of shape \(7,\)"):
             trace(chain(), (7,))
@@ -530,7 +595,7 @@ class TestBadInput:
         network = Branch()
         trace(network, (4,))
         with pytest.raises(InputError, match=r"other operators in training mode .* self\.training"):
-            check_training_mode(network)
+            check_training_mode(network, (4,))
         assert all(module.training for module in network.modules())
 
     def test_a_value_that_is_read_for_its_shape_alone_is_not_part_of_the_network(self):
@@ -564,7 +629,7 @@ class TestBadInput:
 
         trace(Frozen(), (4,))
         with torch.no_grad(), pytest.raises(InputError, match=r"torch\.no_grad\(\) .* requires_grad_"):
-            check_training_mode(Frozen())
+            check_training_mode(Frozen(), (4,))
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_weights_must_be_finite(self, value):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,6 +24,17 @@ from tightrope.errors import InputError, UnsupportedOperatorError
 from tightrope.graph import ops
 from tightrope.graph.graph import Graph, Node, evaluation
 
+_WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+_SHAPES = {
+    "shape",
+    "ndim",
+    "size",
+    "dim",
+    "ndimension",
+    "numel",
+    "nelement",
+}  # what a tensor says of its shape
+_CALL = nn.Module.__call__  # fx puts another one in its place while it traces
 _BATCH = 2  # examples in the probing pass; more than one, so that a lost batch dimension shows
 
 
@@ -36,12 +47,13 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
 
     Args:
         module: any `nn.Module` from one batch of inputs to logits `(batch, classes)`, built of the
-            operators in this file's tables, without control flow that depends on values.
+            operators in this file's tables. Its control flow may depend on shapes, not on values.
         input_shape: shape of one input, without the batch dimension.
 
     Raises:
         UnsupportedOperatorError: names every operator that cannot be bounded, with its module path.
-        InputError: if the network does not take such inputs, or its parameters are not finite.
+        InputError: if the network does not take such inputs, is wrapped (`torch.compile`, `DataParallel`), or
+            its parameters are not finite.
 
     Example:
         >>> import torch
@@ -50,6 +62,12 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
         ['input', '0', '1', '2']
     """
     _check_finite(module)
+    inside = [name for kind, name in _WRAPPERS.items() if type(module).__name__ == kind]
+    if inside:
+        raise InputError(
+            f"the network is wrapped in {type(module).__name__}: give what is inside, model.{inside[0]}, "
+            "which shares its parameters"
+        )
     if _is_altered(module):
         raise UnsupportedOperatorError(
             "the network itself has forward hooks, or a forward that is not its class's, which a bound would "
@@ -57,11 +75,11 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
         )
     with evaluation(module):
         try:
-            fx_graph = _Tracer().trace(module)
+            fx_graph = _Tracer(input_shape).trace(module)
         except Exception as error:
             raise UnsupportedOperatorError(
-                f"the network cannot be traced: {error}. Its forward may not branch on values; "
-                "see docs/architecture.md for what a network may contain"
+                f"the network cannot be traced: {_reason(error)}. Its forward may branch on shapes, not on "
+                "values; see docs/architecture.md for what a network may contain"
             ) from error
         values, stale = _probe(module, fx_graph, torch.Size(input_shape))
         graph = _translate(module, fx_graph, values, stale)
@@ -69,7 +87,7 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
     return graph
 
 
-def check_training_mode(module: nn.Module) -> None:
+def check_training_mode(module: nn.Module, input_shape: Sequence[int]) -> None:
     """Refuse a network whose forward calls other operators in training mode than in evaluation mode.
 
     Or one that holds gradients back by `torch.no_grad()`, which tracing does not see.
@@ -81,13 +99,13 @@ def check_training_mode(module: nn.Module) -> None:
         InputError: if its forward does.
 
     Example:
-        >>> check_training_mode(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout()))
+        >>> check_training_mode(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout()), (4,))
     """
     calls: list[list[tuple[str, Any]]] = []
     with evaluation(module), torch.enable_grad():
         for mode in (False, True):
             module.train(mode)
-            tracer = _Tracer()
+            tracer = _Tracer(input_shape)
             calls.append([(n.op, n.target) for n in tracer.trace(module).nodes])
             if tracer.without_gradients:
                 raise InputError(
@@ -108,9 +126,29 @@ def recast(graph: Graph, dtype: torch.dtype) -> Graph:
     return trace(module, graph.input_shape)
 
 
+class _Shaped(fx.Proxy):
+    """A proxy whose shape can be asked for while tracing."""
+
+    tracer: _Tracer
+
+    def __len__(self) -> int:
+        return len(self.tracer.about_shapes(self, _BATCH))
+
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        return _Attribute(self, name)
+
+
+class _Attribute(_Shaped, fx.proxy.Attribute):
+    """An attribute of a proxy: its shape, or a method that is about to be called."""
+
+
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # so that nothing is computed from a buffer once and for all
     without_gradients = False  # whether something was computed without them
+
+    def __init__(self, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.input_shape = input_shape
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         self.without_gradients |= not torch.is_grad_enabled()
@@ -126,6 +164,54 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = type_before_parametrizations(m) in _MODULES
         return known or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Shaped(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """A condition on shapes holds for every batch of such inputs, or for none."""
+        answers = {bool(self.about_shapes(obj, batch)) for batch in (1, _BATCH, _BATCH + 1)}
+        if len(answers) > 1:
+            raise _Unsupported("it branches on how many examples a batch has")
+        return answers.pop()
+
+    def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
+        """The entries of a shape."""
+        return (operator.getitem(obj, i) for i in range(len(self.about_shapes(obj, _BATCH))))
+
+    def about_shapes(self, obj: fx.Proxy, batch: int) -> Any:
+        """What a proxy stands for in a batch of so many examples, if their shape determines it."""
+        rests_on, shapes = {obj.node}, set[fx.Node]()
+        for n in reversed(self.graph.nodes):
+            rests_on.update(n.all_input_nodes if n in rests_on else ())
+        for n in self.graph.nodes:
+            if n not in rests_on or n.op not in ("call_function", "call_method"):
+                continue
+            reads_shape = n.target in _SHAPES or (n.target is getattr and n.args[1] in _SHAPES)
+            if reads_shape or (n.all_input_nodes and shapes.issuperset(n.all_input_nodes)):
+                shapes.add(n)
+            elif n.target not in _FUNCTIONS and n.target not in _METHODS:
+                break  # the shape of what this yields may depend on values
+        else:
+            if obj.node in shapes:
+                return self._value(obj.node, batch)
+        raise _Unsupported("it branches on values, or iterates over them")
+
+    def _value(self, node: fx.Node, batch: int) -> Any:
+        """What a node yields for zeros."""
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        graph.graph_copy(self.graph, copies)
+        graph.output(copies[node])
+        root = copy.deepcopy(self.root).eval()  # a pass in training mode would move statistics
+        like = _like(root)
+        x = torch.zeros(batch, *self.input_shape, dtype=like.dtype, device=like.device)
+        tracing = nn.Module.__call__
+        nn.Module.__call__ = _CALL  # type: ignore[method-assign]
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                return fx.Interpreter(fx.GraphModule(root, graph)).run(x)
+        finally:
+            nn.Module.__call__ = tracing  # type: ignore[method-assign]
 
 
 def _is_altered(module: nn.Module) -> bool:
