@@ -77,11 +77,29 @@ AFFINE = {
     "Conv1d, same": Row(ops.Conv, lambda: nn.Conv1d(2, 3, 3, padding="same"), (2, 5)),
     "Conv1d, circular": Row(ops.Conv, lambda: nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular"), (2, 5)),
     "Conv2d": Row(ops.Conv, lambda: nn.Conv2d(2, 3, 3), (2, 4, 5)),
-    "mean over the image": Row(ops.Averaging, lambda: Fn(lambda _, x: x.mean((2, 3))), (2, 3, 4)),
+    "mean over the image": Row(ops.NonNegative, lambda: Fn(lambda _, x: x.mean((2, 3))), (2, 3, 4)),
     "mean over the image, by name": Row(
-        ops.Averaging, lambda: Fn(lambda _, x: torch.mean(input=x, dim=[-2, -1], keepdim=True)), (2, 3, 4)
+        ops.NonNegative, lambda: Fn(lambda _, x: torch.mean(input=x, dim=[-2, -1], keepdim=True)), (2, 3, 4)
     ),
-    "mean over the channels": Row(ops.Averaging, lambda: Fn(lambda _, x: torch.mean(x, 1)), (2, 3, 4)),
+    "mean over the channels": Row(ops.NonNegative, lambda: Fn(lambda _, x: torch.mean(x, 1)), (2, 3, 4)),
+    "sum over the image": Row(ops.NonNegative, lambda: Fn(lambda _, x: x.sum((2, 3))), (2, 3, 4)),
+    "permute": Row(ops.NonNegative, lambda: Fn(lambda _, x: x.permute(0, 2, -1, 1)), (2, 3, 4)),
+    "torch.permute": Row(ops.NonNegative, lambda: Fn(lambda _, x: torch.permute(x, (0, 3, 1, 2))), (2, 3, 4)),
+    "transpose": Row(ops.NonNegative, lambda: Fn(lambda _, x: x.transpose(1, -1)), (2, 3, 4)),
+    "a pixel": Row(ops.NonNegative, lambda: Fn(lambda _, x: x[:, :, 0, -1]), (2, 3, 4)),
+    "a slice": Row(ops.NonNegative, lambda: Fn(lambda _, x: x[:, None, 1:, ::2]), (2, 3, 4)),
+    "half of the channels": Row(ops.NonNegative, lambda: Fn(lambda _, x: x[:, : x.size(1) // 2]), (4, 3)),
+    "the last column": Row(ops.NonNegative, lambda: Fn(lambda _, x: x[..., -1]), (2, 3, 4)),
+    "Upsample": Row(ops.NonNegative, lambda: nn.Upsample(scale_factor=2), (2, 2, 3)),
+    "Upsample, bilinear": Row(
+        ops.NonNegative, lambda: nn.Upsample((5, 4), mode="bilinear", align_corners=True), (1, 2, 3)
+    ),
+    "F.interpolate": Row(ops.NonNegative, lambda: Fn(lambda _, x: F.interpolate(x, scale_factor=2)), (2, 3)),
+    "@": Row(ops.Linear, lambda: Fn(lambda s, x: x @ s.w + s.b, w=numbers(5, 3), b=numbers(3)), (5,)),
+    "torch.matmul": Row(ops.Linear, lambda: Fn(lambda s, x: torch.matmul(x, s.w), w=numbers(5, 3)), (2, 5)),
+    "a mean for each channel": Row(
+        ops.Shift, lambda: Fn(lambda s, x: x - s.b[None, :, None, None], b=numbers(2)), (2, 3, 2)
+    ),
     "Conv2d, tuples of one": Row(ops.Conv, lambda: nn.Conv2d(2, 3, 3, stride=(2,), padding=(1,)), (2, 5, 4)),
     "Conv2d, taps that read nothing but padding": Row(
         ops.Conv, lambda: nn.Conv2d(2, 3, 2, stride=9, padding=4), (2, 2, 2)
@@ -144,33 +162,39 @@ AFFINE = {
     "BatchNorm2d": Row(ops.BatchNorm, lambda: norm(nn.BatchNorm2d(3)), (3, 2, 4)),
     "BatchNorm2d, not affine": Row(ops.BatchNorm, lambda: norm(nn.BatchNorm2d(3, affine=False)), (3, 2, 2)),
     "BatchNorm3d": Row(ops.BatchNorm, lambda: norm(nn.BatchNorm3d(2)), (2, 2, 3, 2)),
-    "AvgPool1d": Row(ops.Averaging, lambda: nn.AvgPool1d(3, stride=2, padding=1), (2, 6)),
-    "AvgPool2d": Row(ops.Averaging, lambda: nn.AvgPool2d(2), (2, 4, 5)),
-    "AvgPool2d, padding counts": Row(ops.Averaging, lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True), (1, 4, 6)),
-    "AvgPool2d, padding does not count": Row(
-        ops.Averaging, lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), (1, 4, 6)
+    "AvgPool1d": Row(ops.NonNegative, lambda: nn.AvgPool1d(3, stride=2, padding=1), (2, 6)),
+    "AvgPool2d": Row(ops.NonNegative, lambda: nn.AvgPool2d(2), (2, 4, 5)),
+    "AvgPool2d, padding counts": Row(
+        ops.NonNegative, lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True), (1, 4, 6)
     ),
-    "AvgPool2d, own divisor": Row(ops.Averaging, lambda: nn.AvgPool2d(2, divisor_override=3), (1, 4, 4)),
-    "AvgPool3d": Row(ops.Averaging, lambda: nn.AvgPool3d((1, 2, 2)), (1, 2, 4, 4)),
-    "AdaptiveAvgPool1d": Row(ops.Averaging, lambda: nn.AdaptiveAvgPool1d(3), (2, 5)),
-    "AdaptiveAvgPool2d": Row(ops.Averaging, lambda: nn.AdaptiveAvgPool2d((None, 2)), (2, 3, 5)),
-    "AdaptiveAvgPool3d": Row(ops.Averaging, lambda: nn.AdaptiveAvgPool3d(1), (2, 3, 2, 2)),
-    "F.avg_pool1d": Row(ops.Averaging, lambda: Fn(lambda s, x: F.avg_pool1d(x, 2)), (2, 4)),
+    "AvgPool2d, padding does not count": Row(
+        ops.NonNegative, lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), (1, 4, 6)
+    ),
+    "AvgPool2d, own divisor": Row(ops.NonNegative, lambda: nn.AvgPool2d(2, divisor_override=3), (1, 4, 4)),
+    "AvgPool3d": Row(ops.NonNegative, lambda: nn.AvgPool3d((1, 2, 2)), (1, 2, 4, 4)),
+    "AdaptiveAvgPool1d": Row(ops.NonNegative, lambda: nn.AdaptiveAvgPool1d(3), (2, 5)),
+    "AdaptiveAvgPool2d": Row(ops.NonNegative, lambda: nn.AdaptiveAvgPool2d((None, 2)), (2, 3, 5)),
+    "AdaptiveAvgPool3d": Row(ops.NonNegative, lambda: nn.AdaptiveAvgPool3d(1), (2, 3, 2, 2)),
+    "F.avg_pool1d": Row(ops.NonNegative, lambda: Fn(lambda s, x: F.avg_pool1d(x, 2)), (2, 4)),
     "F.avg_pool2d": Row(
-        ops.Averaging,
+        ops.NonNegative,
         lambda: Fn(lambda s, x: F.avg_pool2d(x, 3, 2, 1, True, count_include_pad=False)),
         (1, 4, 6),
     ),
     "F.avg_pool2d, own divisor": Row(
-        ops.Averaging, lambda: Fn(lambda s, x: F.avg_pool2d(x, 2, divisor_override=5)), (1, 4, 4)
+        ops.NonNegative, lambda: Fn(lambda s, x: F.avg_pool2d(x, 2, divisor_override=5)), (1, 4, 4)
     ),
-    "F.avg_pool3d": Row(ops.Averaging, lambda: Fn(lambda s, x: F.avg_pool3d(x, kernel_size=2)), (1, 2, 2, 4)),
-    "F.adaptive_avg_pool1d": Row(ops.Averaging, lambda: Fn(lambda s, x: F.adaptive_avg_pool1d(x, 2)), (1, 5)),
+    "F.avg_pool3d": Row(
+        ops.NonNegative, lambda: Fn(lambda s, x: F.avg_pool3d(x, kernel_size=2)), (1, 2, 2, 4)
+    ),
+    "F.adaptive_avg_pool1d": Row(
+        ops.NonNegative, lambda: Fn(lambda s, x: F.adaptive_avg_pool1d(x, 2)), (1, 5)
+    ),
     "F.adaptive_avg_pool2d": Row(
-        ops.Averaging, lambda: Fn(lambda s, x: F.adaptive_avg_pool2d(x, (1, 2))), (1, 3, 5)
+        ops.NonNegative, lambda: Fn(lambda s, x: F.adaptive_avg_pool2d(x, (1, 2))), (1, 3, 5)
     ),
     "F.adaptive_avg_pool3d": Row(
-        ops.Averaging, lambda: Fn(lambda s, x: F.adaptive_avg_pool3d(x, 1)), (1, 2, 2, 2)
+        ops.NonNegative, lambda: Fn(lambda s, x: F.adaptive_avg_pool3d(x, 1)), (1, 2, 2, 2)
     ),
     "ConstantPad1d": Row(ops.Pad, lambda: nn.ConstantPad1d((1, 2), 0.7), (2, 3)),
     "ConstantPad2d": Row(ops.Pad, lambda: nn.ConstantPad2d((1, 0, 2, 1), -0.7), (2, 2, 3)),
@@ -246,6 +270,8 @@ ACTIVATIONS = {
     "LeakyReLU with slope 0": Row(ops.LeakyReLU, lambda: nn.LeakyReLU(0.0), (4,)),
     "F.leaky_relu": Row(ops.LeakyReLU, lambda: Fn(lambda s, x: F.leaky_relu(x)), (4,)),
     "F.leaky_relu with a slope": Row(ops.LeakyReLU, lambda: Fn(lambda s, x: F.leaky_relu(x, 0.4)), (4,)),
+    "ReLU6": Row(ops.ReLU, nn.ReLU6, (4,)),
+    "Hardtanh": Row(ops.ReLU, lambda: nn.Hardtanh(-0.2, 0.3), (4,)),
     "Sigmoid": Row(ops.Sigmoid, nn.Sigmoid, (4,)),
     "torch.sigmoid": Row(ops.Sigmoid, lambda: Fn(lambda s, x: torch.sigmoid(x)), (4,)),
     "sigmoid": Row(ops.Sigmoid, lambda: Fn(lambda s, x: x.sigmoid()), (4,)),

@@ -15,7 +15,18 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tightrope.errors import InputError
-from tightrope.graph.ops import Activation, Affine, BatchNorm, Conv, Identity, Linear, Live, Operator, Reshape
+from tightrope.graph.ops import (
+    Activation,
+    Affine,
+    BatchNorm,
+    Computed,
+    Conv,
+    Identity,
+    Linear,
+    Live,
+    Operator,
+    Reshape,
+)
 from tightrope.spec import Spec
 
 
@@ -207,8 +218,9 @@ class Graph:
         paths = {id(module): f"{path}." if path else "" for path, module in self.module.named_modules()}
         found = list[str]()
         for value in (value for node in self.nodes[1:] for value in vars(node.op).values()):
-            if isinstance(value, Live):
-                found.append(f"{paths[id(value.owner)]}{value.name}")
+            if isinstance(value, Live | Computed):
+                sources = value.sources() if isinstance(value, Computed) else [value]
+                found += [f"{paths[id(source.owner)]}{source.name}" for source in sources]
             elif isinstance(value, nn.Module):
                 names = (name for name, _ in (*value.named_parameters(), *value.named_buffers()))
                 found += [
@@ -250,12 +262,16 @@ def _settings(op: Operator | None) -> list[Any]:
     found = list[Any]()
     for value in vars(op).values():
         if isinstance(value, partial):
-            found += sorted(value.keywords.items())
+            found += [value.func.__name__, *sorted(value.keywords.items())]
+        elif isinstance(value, Computed):
+            found.append(value.code())
         elif isinstance(value, plain):
             found.append(value)
         if isinstance(value, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
             untold = ("ceil_mode", "count_include_pad", "divisor_override")
             found += [getattr(value, name, None) for name in untold]
+        elif isinstance(value, nn.Upsample):
+            found.append(value.align_corners)
     return found
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx.node import map_aggregate
 from torch.nn import functional as F
 
 from tightrope.errors import InputError
@@ -39,11 +40,55 @@ class Live:
         return value
 
 
-Operand = Live | float
+@dataclass(frozen=True)
+class Computed:
+    """What the network computes of its parameters and buffers alone, at each use.
+
+    Args:
+        function: a function, or the name of a method of its first argument.
+        args: arguments, among them what it is computed of.
+        kwargs: likewise, by name.
+    """
+
+    function: Callable[..., Tensor] | str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self) -> Tensor:
+        """The tensor as it is now."""
+        args, kwargs = self._with(lambda source: source())
+        if isinstance(self.function, str):
+            result: Tensor = getattr(args[0], self.function)(*args[1:], **kwargs)
+            return result
+        return self.function(*args, **kwargs)
+
+    def sources(self) -> list[Live]:
+        """The parameters and buffers that it is computed of, in order."""
+        found: list[Live] = []
+        self._with(lambda source: found.extend([source] if isinstance(source, Live) else source.sources()))
+        return found
+
+    def code(self) -> str:
+        """What is computed of them, in words."""
+        name = self.function if isinstance(self.function, str) else self.function.__name__
+        return f"{name}{self._with(lambda source: 'it' if isinstance(source, Live) else source.code())}"
+
+    def _with(self, change: Callable[[Live | Computed], Any]) -> tuple[Any, Any]:
+        """The arguments, those that are computed of changed."""
+        found: tuple[Any, Any] = replaced((self.args, self.kwargs), (Live, Computed), change)
+        return found
+
+
+def replaced(arguments: Any, kind: type | tuple[type, ...], change: Callable[[Any], Any]) -> Any:
+    """Arguments of a call, however deep they lie in lists, slices and tables, those of a kind changed."""
+    return map_aggregate(arguments, lambda value: change(value) if isinstance(value, kind) else value)
+
+
+Operand = Live | Computed | float
 
 
 def _value(operand: Operand) -> Tensor | float:
-    return operand() if isinstance(operand, Live) else operand
+    return operand if isinstance(operand, float) else operand()
 
 
 class Operator(ABC):
@@ -336,8 +381,8 @@ class Identity(Affine):
 
 
 @dataclass(frozen=True)
-class Averaging(Affine):
-    """A map with non-negative coefficients and no bias (average pooling), so `|W| = W`."""
+class NonNegative(Affine):
+    """A map with non-negative coefficients and no bias, so `|W| = W`: pooling, sums, slices, other orders."""
 
     function: Callable[[Tensor], Tensor]
 

@@ -101,12 +101,13 @@ def check_training_mode(module: nn.Module, input_shape: Sequence[int]) -> None:
     Example:
         >>> check_training_mode(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout()), (4,))
     """
-    calls: list[list[tuple[str, Any]]] = []
+    calls: list[list[tuple[Any, ...]]] = []
     with evaluation(module), torch.enable_grad():
         for mode in (False, True):
             module.train(mode)
             tracer = _Tracer(input_shape)
-            calls.append([(n.op, n.target) for n in tracer.trace(module).nodes])
+            nodes = tracer.trace(module).nodes
+            calls.append([(n.op, n.target, str(n.args), str(n.kwargs)) for n in nodes])
             if tracer.without_gradients:
                 raise InputError(
                     "the network computes under torch.no_grad() in its forward, and tightrope would train "
@@ -278,6 +279,7 @@ def _reason(error: Exception) -> str:
 def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any], stale: set[fx.Node]) -> Graph:
     nodes: list[Node] = []
     index: dict[fx.Node, int] = {}
+    constants: dict[fx.Node, Constant] = {}
     problems: list[str] = []
     needed = _needed(graph)
     for n in graph.nodes:
@@ -286,6 +288,9 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any], s
         value = values[n]
         if n in stale:
             problems.append(f"  {n.name}: it reads a value that an operator before it overwrote in place")
+        if n.op == "get_attr":
+            path, _, attribute = str(n.target).rpartition(".")
+            constants[n] = ops.Live(module.get_submodule(path), attribute)
         if n.op in ("get_attr", "output") or not _holds_tensors(value):
             continue
         if n.op == "placeholder":
@@ -293,6 +298,9 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any], s
             nodes.append(Node("input", None, (), value.shape[1:]))
             continue
         name, label = _names(module, n)
+        if constant := _constant(n, constants):
+            constants[n] = constant
+            continue
         try:
             if not any(i in index for i in n.all_input_nodes):
                 raise _Unsupported("it does not read the input; use parameters, buffers or parametrizations")
@@ -300,14 +308,15 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any], s
                 raise _Unsupported("it yields several tensors")
             if value.shape[:1] != (_BATCH,):
                 raise _Unsupported(f"its result of shape {tuple(value.shape)} lost the batch dimension")
-            chain, inputs = _operators(module, n, values)
+            chain, inputs = _operators(module, n, values, constants)
         except (_Unsupported, InputError) as reason:
             problems.append(f"  {label}: {reason}")
             index[n] = 0  # keep going, to report every problem at once
             continue
         sources = tuple(index[i] for i in inputs)
-        for op in chain[:-1]:  # operators before the last one work on one value, entry by entry
-            nodes.append(Node(f"{name}.{type(op).__name__}", op, sources, values[inputs[0]].shape[1:]))
+        for i, op in enumerate(chain[:-1]):  # they work on one value, entry by entry
+            again = i if any(type(op) is type(other) for other in chain[:i]) else ""
+            nodes.append(Node(f"{name}.{type(op).__name__}{again}", op, sources, values[inputs[0]].shape[1:]))
             sources = (len(nodes) - 1,)
         if chain:
             nodes.append(Node(name, chain[-1], sources, value.shape[1:]))
@@ -358,16 +367,24 @@ def _names(module: nn.Module, n: fx.Node) -> tuple[str, str]:
         return str(n.target), f"{n.target} ({type(module.get_submodule(str(n.target))).__name__})"
     stack = list((n.meta.get("nn_module_stack") or {}).values())
     path = stack[-1][0] if stack and isinstance(stack[-1], tuple) else ""
-    function = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))
+    function = _target(n)
     name = f"{path}.{n.name}" if path else n.name
     return name, f"{name} (function {function}{f' in {path}' if path else ''})"
 
 
+def _target(n: fx.Node) -> str:
+    """What the function or method is called that a node calls."""
+    return n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))
+
+
 def _operators(
-    module: nn.Module, n: fx.Node, values: dict[fx.Node, Any]
+    module: nn.Module,
+    n: fx.Node,
+    values: dict[fx.Node, Any],
+    constants: dict[fx.Node, Constant],
 ) -> tuple[list[ops.Operator], list[fx.Node]]:
     """The operators for one fx node, one after another, and the nodes it reads; none for an identity."""
-    call = _Call(module, n, values)
+    call = _Call(n, values, constants)
     if n.op == "call_module":
         target = module.get_submodule(str(n.target))
         if _is_altered(target):
@@ -377,11 +394,11 @@ def _operators(
             )
         make = _MODULES.get(type_before_parametrizations(target))
         if make is None:
-            raise _Unsupported("not supported")
+            raise _Unsupported(_ADVICE.get(type(target).__name__, "not supported"))
         return _chain(make(target, call)), [call.input()]
     function = _FUNCTIONS.get(n.target) if n.op == "call_function" else _METHODS.get(str(n.target))
     if function is None:
-        raise _Unsupported("not supported")
+        raise _Unsupported(_ADVICE.get(_target(n), "not supported"))
     made = function(call)
     if isinstance(made, tuple):
         chain, inputs = made
@@ -393,11 +410,15 @@ def _chain(made: ops.Operator | list[ops.Operator] | None) -> list[ops.Operator]
     return made if isinstance(made, list) else [] if made is None else [made]
 
 
+Constant = ops.Live | ops.Computed
+"""A parameter or buffer, or what is computed of some."""
+
+
 class _Call:
     """One call in the traced network, with a uniform way to read its arguments."""
 
-    def __init__(self, module: nn.Module, node: fx.Node, values: dict[fx.Node, Any]) -> None:
-        self.module, self.node, self.values = module, node, values
+    def __init__(self, node: fx.Node, values: dict[fx.Node, Any], constants: dict[fx.Node, Constant]) -> None:
+        self.node, self.values, self.constants = node, values, constants
         self.shape: torch.Size = values[node].shape[1:]
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
@@ -423,23 +444,39 @@ class _Call:
 
     def is_input(self, argument: Any) -> bool:
         """Whether an argument is computed from the network's input."""
-        return isinstance(argument, fx.Node) and argument.op != "get_attr"
+        return isinstance(argument, fx.Node) and argument not in self.constants
 
-    def live(self, argument: Any) -> ops.Live:
-        """A parameter or buffer that the call reads."""
-        if not isinstance(argument, fx.Node) or argument.op != "get_attr":
-            raise _Unsupported("its weights are computed on the fly; use parameters or parametrizations")
-        path, _, name = str(argument.target).rpartition(".")
-        return ops.Live(self.module.get_submodule(path), name)
+    def live(self, argument: Any) -> Constant:
+        """A parameter or buffer that the call reads, or what is computed of some."""
+        if argument not in self.constants:
+            raise _Unsupported(
+                "its weights depend on the network's input; use parameters or parametrizations"
+            )
+        return self.constants[argument]
 
     def operand(self, argument: Any) -> ops.Operand:
-        """A number, or a parameter or buffer."""
+        """A number, or what `live` returns."""
         return float(argument) if isinstance(argument, int | float) else self.live(argument)
+
+
+def _constant(n: fx.Node, constants: dict[fx.Node, Constant]) -> Constant | None:
+    """What a call computes of parameters and buffers alone, if it does so by functions known to be steady."""
+    read, known = n.all_input_nodes, constants.keys()
+    if n.op not in ("call_function", "call_method") or not read or read[0] not in known:
+        return None
+    if n.target in ("to", "type_as") and len(read) > 1 and not known & set(read[1:]):
+        given = (*n.args[1:], *n.kwargs.values())  # `mean.to(x)`: where the network is, its parameters are
+        return constants[read[0]] if all(isinstance(one, fx.Node) for one in given) else None
+    steady = n.target in _STEADY or (n.target is getattr and n.args[1] in _STEADY)
+    if not steady or not known >= set(read):
+        return None
+    args, kwargs = ops.replaced((n.args, n.kwargs), fx.Node, constants.__getitem__)
+    return ops.Computed(n.target, args, kwargs)
 
 
 # ------------------------------------------------------------------------------------------ modules
 
-ModuleRule = Callable[[Any, _Call], ops.Operator | None]
+ModuleRule = Callable[[Any, _Call], ops.Operator | list[ops.Operator] | None]
 
 
 def _linear(m: nn.Linear, _call: _Call) -> ops.Operator:
@@ -469,7 +506,7 @@ def _batch_norm(m: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, _call: _Cal
 def _average(function: Callable[[Tensor], Tensor], divisor: int | None) -> ops.Operator:
     if divisor is not None and divisor < 0:
         raise _Unsupported(f"its divisor is negative ({divisor})")
-    return ops.Averaging(function)
+    return ops.NonNegative(function)
 
 
 def _pool(m: nn.Module, _call: _Call) -> ops.Operator:
@@ -492,6 +529,32 @@ def _constant_pad(m: Any, call: _Call) -> ops.Operator:
 
 def _reshape(_m: nn.Module, call: _Call) -> ops.Operator:
     return ops.Reshape(call.shape)
+
+
+def _resize(m: nn.Upsample, _call: _Call) -> ops.Operator:
+    return _interpolation(m, m.mode)
+
+
+def _interpolation(function: Callable[[Tensor], Tensor], mode: str) -> ops.Operator:
+    if mode == "bicubic":
+        raise _Unsupported("bicubic interpolation is not supported, bilinear is")
+    return ops.NonNegative(function)
+
+
+def _between(low: float | None, high: float | None) -> list[ops.Operator]:
+    """`min(max(z, low), high)`, by one ReLU for each of the two: `max(z, l) = l + relu(z - l)`."""
+    chain: list[ops.Operator] = []
+    if low is not None:
+        chain += [ops.Shift(-float(low)), ops.ReLU(), ops.Shift(float(low))]
+    if high is not None:
+        chain += [
+            ops.Scale(-1.0),
+            ops.Shift(float(high)),
+            ops.ReLU(),
+            ops.Scale(-1.0),
+            ops.Shift(float(high)),
+        ]
+    return [op for op in chain if op != ops.Shift(0.0)]
 
 
 _MODULES: dict[type[nn.Module], ModuleRule] = {
@@ -528,11 +591,14 @@ _MODULES: dict[type[nn.Module], ModuleRule] = {
     nn.LeakyReLU: lambda m, _call: ops.LeakyReLU(m.negative_slope),
     nn.Sigmoid: lambda _m, _call: ops.Sigmoid(),
     nn.Tanh: lambda _m, _call: ops.Tanh(),
+    nn.ReLU6: lambda m, _call: _between(m.min_val, m.max_val),
+    nn.Hardtanh: lambda m, _call: _between(m.min_val, m.max_val),
+    nn.Upsample: _resize,
 }
 
 # ---------------------------------------------------------------------------------------- functions
 
-Made = ops.Operator | None | tuple[ops.Operator | list[ops.Operator], list[fx.Node]]
+Made = ops.Operator | list[ops.Operator] | None | tuple[ops.Operator | list[ops.Operator], list[fx.Node]]
 CallRule = Callable[[_Call], Made]
 
 
@@ -569,10 +635,85 @@ def _averaging(function: Callable[..., Tensor], *names: str) -> CallRule:
     return rule
 
 
-def _mean(call: _Call) -> Made:
-    call.refuse_others(3, "input", "dim", "keepdim")
-    keepdim = bool(call.get(2, "keepdim", False))
-    return ops.Averaging(partial(torch.mean, dim=call.get(1, "dim"), keepdim=keepdim))
+def _over(function: Callable[..., Tensor]) -> CallRule:
+    """A sum or mean over dimensions."""
+
+    def rule(call: _Call) -> Made:
+        call.refuse_others(3, "input", "dim", "keepdim")
+        keepdim = bool(call.get(2, "keepdim", False))
+        return ops.NonNegative(partial(function, dim=call.get(1, "dim"), keepdim=keepdim))
+
+    return rule
+
+
+def _interpolate(call: _Call) -> Made:
+    names = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
+    bound = _bind(F.interpolate, *names)(call)
+    return _interpolation(bound, bound.keywords.get("mode", "nearest"))
+
+
+def _permute(call: _Call) -> Made:
+    first = call.get(1, "dims")
+    dims: tuple[Any, ...] = tuple(first) if isinstance(first, tuple | list) else tuple(call.node.args[1:])
+    return _moved(tuple(dim % len(dims) for dim in dims))
+
+
+def _transpose(call: _Call) -> Made:
+    call.refuse_others(3, "input", "dim0", "dim1")
+    dims = list(range(len(call.shape) + 1))
+    a, b = (int(call.get(i, f"dim{i - 1}")) for i in (1, 2))
+    dims[a], dims[b] = dims[b], dims[a]
+    return _moved(tuple(dims))
+
+
+def _moved(dims: tuple[int, ...]) -> Made:
+    if dims[0] != 0:
+        raise _Unsupported("it moves the batch dimension")
+    return ops.NonNegative(partial(torch.permute, dims=dims))
+
+
+def _slice(call: _Call) -> Made:
+    value, index = call.input(), call.get(1, "")
+    index = index if isinstance(index, tuple) else (index,)
+    if not all(isinstance(part, int | slice | None | type(...)) for part in index):
+        raise _Unsupported("only numbers and slices are supported as indices")
+    taken = sum(part is not None and part is not ... for part in index)
+    whole = index[0] == slice(None) or (index[0] is ... and taken < call.values[value].ndim)
+    if not whole:
+        raise _Unsupported("it picks examples of the batch")
+    return ops.NonNegative(partial(_pick, index=index))
+
+
+def _pick(value: Tensor, index: tuple[Any, ...]) -> Tensor:
+    return value[index]
+
+
+def _clamp(call: _Call) -> Made:
+    low, high = call.get(1, "min"), call.get(2, "max")
+    if not all(end is None or isinstance(end, int | float) for end in (low, high)):
+        raise _Unsupported("its limits must be numbers")
+    return _between(low, high)
+
+
+def _hardtanh(low: float, high: float) -> CallRule:
+    return lambda call: _between(call.get(1, "min_val", low), call.get(2, "max_val", high))
+
+
+def _dropout(call: _Call) -> Made:
+    if call.get(2, "training", True):
+        raise _Unsupported(
+            "it is random in evaluation mode too: say training=self.training, or use nn.Dropout"
+        )
+    return None
+
+
+def _matmul(call: _Call) -> Made:
+    call.refuse_others(2, "input", "other")
+    value, factor = call.input(), call.get(1, "other")
+    weight = call.live(factor)
+    if call.values[factor].ndim != 2:
+        raise _Unsupported("its second factor must be a matrix")
+    return ops.Linear(ops.Computed(torch.t, (weight,), {}), None), [value]
 
 
 def _maximum(function: Callable[..., Tensor]) -> CallRule:
@@ -682,6 +823,7 @@ _FUNCTIONS: dict[Any, CallRule] = {
     F.max_pool2d: _maximum(F.max_pool2d),
     F.max_pool3d: _maximum(F.max_pool3d),
     F.pad: _pad_call,
+    F.interpolate: _interpolate,
     operator.add: _sum(1),
     operator.iadd: _sum(1),
     torch.add: _sum(1),
@@ -697,7 +839,25 @@ _FUNCTIONS: dict[Any, CallRule] = {
     operator.neg: _negative,
     torch.neg: _negative,
     torch.cat: _concatenate,
-    torch.mean: _mean,
+    torch.concat: _concatenate,
+    torch.concatenate: _concatenate,
+    torch.mean: _over(torch.mean),
+    torch.sum: _over(torch.sum),
+    torch.permute: _permute,
+    torch.transpose: _transpose,
+    torch.swapaxes: _transpose,
+    operator.getitem: _slice,
+    operator.matmul: _matmul,
+    torch.matmul: _matmul,
+    torch.mm: _matmul,
+    torch.clamp: _clamp,
+    torch.clip: _clamp,
+    F.relu6: _hardtanh(0.0, 6.0),
+    F.hardtanh: _hardtanh(-1.0, 1.0),
+    F.dropout: _dropout,
+    F.dropout1d: _dropout,
+    F.dropout2d: _dropout,
+    F.dropout3d: _dropout,
 }
 
 _METHODS: dict[str, CallRule] = {
@@ -718,7 +878,28 @@ _METHODS: dict[str, CallRule] = {
     "mul": _product,
     "div": _quotient,
     "neg": _negative,
-    "mean": _mean,
+    "mean": _over(torch.mean),
+    "sum": _over(torch.sum),
+    "permute": _permute,
+    "transpose": _transpose,
+    "matmul": _matmul,
+    "clamp": _clamp,
+    "clamp_": _clamp,
+    "clip": _clamp,
+}
+
+_LOSS = "it changes no answer: return the logits that it is given, and leave it to the loss"
+_ADVICE = dict.fromkeys(("Softmax", "LogSoftmax", "softmax", "log_softmax"), _LOSS)
+
+# What may be done with parameters and buffers on the way: the same every time, and nothing is overwritten.
+_STEADY: set[Any] = {
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow),
+    *(operator.getitem, torch.reshape, torch.flatten, torch.squeeze, torch.unsqueeze, torch.permute),
+    *(torch.transpose, torch.t, torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.exp, torch.sqrt),
+    *(torch.abs, torch.square, torch.relu, torch.tanh, torch.sigmoid, F.relu, F.softplus),
+    *("view", "reshape", "flatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "T", "mT"),
+    *("contiguous", "add", "sub", "mul", "div", "neg", "exp", "sqrt", "abs", "square", "pow"),
+    *("relu", "tanh", "sigmoid"),
 }
 
 
