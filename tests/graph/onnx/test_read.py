@@ -149,6 +149,22 @@ NETS: dict[str, tuple[Shape, list[onnx.NodeProto], dict[str, np.ndarray]]] = {
         ],
         {"w": array(2, 1, 2, 2), "to": ints(1, 18)},
     ),
+    "limits, other orders, slices and sums": (
+        C3,
+        [
+            node("Conv", "x w", "c"),
+            node("Clip", "c low high", "l"),
+            node("Transpose", "l", "t", perm=[0, 2, 3, 1]),
+            node("Slice", "t from to axes steps", "s"),
+            node("ReduceSum", "s last", "r", keepdims=0),
+            node("ReduceMean", "r", "m", axes=[1]),
+            node("Clip", "m low", "h"),
+            node("Flatten", "h", "y"),
+        ],
+        {"w": array(4, 3, 2, 2), "low": np.array(-0.1, "float32"), "high": np.array(0.2, "float32")}
+        | {"from": ints(1, 0), "to": ints(2**31, -1), "axes": ints(1, -1), "steps": ints(2, 1)}
+        | {"last": ints(-1)},
+    ),
     "one dimension": (
         [1, 2, 6],
         [
@@ -199,7 +215,7 @@ def test_every_operator_that_cannot_be_read_is_reported_with_its_node(tmp_path):
     nodes = [
         node("Erf", "x", "a"),
         node("Mul", "x x", "square"),
-        node("Transpose", "x", "turned", perm=[0, 2, 1]),
+        node("Transpose", "x", "turned", perm=[2, 1, 0]),
         node("Relu", "turned", "b"),
         node("Gelu", "b", "c"),
         node("Softmax", "c", "d"),
@@ -210,7 +226,7 @@ def test_every_operator_that_cannot_be_read_is_reported_with_its_node(tmp_path):
     for place in (
         "the a (Erf): not supported",
         "the square (Mul): of two values it is not affine",
-        "the turned (Transpose): it is not only a reshape",
+        "the turned (Transpose): it moves the batch dimension",
         "the c (Gelu): not supported",
         "the d (Softmax): not supported; Softmax does not change which class wins",
     ):
@@ -235,6 +251,12 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
         [node("BatchNormalization", "x c c c c", "y", training_mode=1)],
         {"c": array(3)},
         "training mode",
+    ),
+    "a batch added up": ([node("ReduceSum", "x a", "y")], {"a": ints(0, 1)}, "the whole batch"),
+    "backwards": (
+        [node("Slice", "x f t a s", "y")],
+        {"f": ints(-1), "t": ints(0), "a": ints(1), "s": ints(-1)},
+        "only forward slices",
     ),
     "random": ([node("RandomNormal", "", "r", shape=[1]), node("Add", "x r", "y")], {}, "it is random"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 Shape = tuple[int, ...]
 Value = Any  # a tensor, or what stands for one while a network is traced
 
+BOUNDLESS = 1e38  # a limit beyond is none: exporters write the largest float32
 FLOATS = {1: torch.float32, 11: torch.float64}  # by onnx.TensorProto.DataType
 
 
@@ -328,15 +330,25 @@ def _global_average(call: Call) -> nn.Module:
     return _of_dimension(_GLOBAL, len(call.value(0).example) - 1)(1)
 
 
-def _mean(call: Call) -> nn.Module:
-    value, axes = call.value(0), call.list("axes", 1)
-    shape = value.shape
-    wanted = list(range(2, len(shape)))
-    if not axes or value.lead != 1 or sorted(a % len(shape) for a in axes) != wanted:
-        raise Unsupported("only a mean over all dimensions but batch and channels is supported")
-    if call.get("keepdims", 1):
-        return _global_average(call)
-    return nn.Sequential(_global_average(call), nn.Flatten())
+def _over(function: Callable[..., Tensor]) -> Rule:
+    """A sum or mean over some dimensions."""
+
+    def rule(call: Call) -> nn.Module:
+        value, axes = call.value(0), call.list("axes", 1)
+        if not axes:
+            raise Unsupported("it takes in the whole batch")
+        dims = tuple(_dim(value, axis) for axis in axes)
+        return _Of(partial(function, dim=dims, keepdim=bool(call.get("keepdims", 1))))
+
+    return rule
+
+
+def _dim(value: Known, axis: int) -> int:
+    """A dimension of the file, in the module."""
+    axis = axis + len(value.shape) if axis < 0 else axis
+    if axis < value.lead:
+        raise Unsupported("it takes in the whole batch")
+    return axis - value.lead + 1
 
 
 def _flatten(call: Call) -> nn.Module:
@@ -376,9 +388,38 @@ def _transpose(call: Call) -> nn.Module:
     shape = call.value(0).shape
     order = call.get("perm", list(reversed(range(len(shape)))))
     moved = [i for i in order if shape[i] != 1]
-    if moved != sorted(moved):
-        raise Unsupported("it is not only a reshape: export the network with channels first")
-    return View(tuple(shape[i] for i in order))
+    written = tuple(shape[i] for i in order)
+    if moved == sorted(moved):
+        return View(written)
+    lead = call.value(0).lead
+    if order[:lead] != [0] * lead or lead_of(written) != lead:
+        raise Unsupported("it moves the batch dimension")
+    return _Of(partial(torch.permute, dims=(0, *(i - lead + 1 for i in order[lead:]))))
+
+
+def _clip(call: Call) -> nn.Module:
+    def limit(name: str, position: int) -> float | None:
+        given = call.constant(position, name).item() if call.has(position) else call.get(name, None)
+        return None if given is None or abs(given) > BOUNDLESS else float(given)
+
+    low, high = limit("min", 1), limit("max", 2)
+    return nn.Identity() if low is high is None else _Of(partial(torch.clamp, min=low, max=high))
+
+
+def _slice(call: Call) -> nn.Module:
+    value, starts, ends = call.value(0), call.list("starts", 1), call.list("ends", 2)
+    steps = call.list("steps", 4) if call.has(4) else None
+    if starts is None or ends is None or (steps is not None and min(steps) < 1):
+        raise Unsupported("only forward slices are supported")
+    axes = call.list("axes", 3) or list(range(len(starts)))
+    index = [slice(None)] * (len(value.example) + 1)
+    for i, axis in enumerate(axes):
+        index[_dim(value, axis)] = slice(starts[i], ends[i], steps[i] if steps else 1)
+    return _Of(partial(_part, index=tuple(index)))
+
+
+def _part(value: Value, index: tuple[slice, ...]) -> Value:
+    return value[index]
 
 
 def _cast(call: Call) -> None:
@@ -463,6 +504,7 @@ RULES: dict[str, Rule] = {
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
+    "Clip": _clip,
     "Concat": _concatenate,
     "Conv": _conv,
     "Div": _arithmetic(operator.truediv),
@@ -477,10 +519,12 @@ RULES: dict[str, Rule] = {
     "Mul": _arithmetic(operator.mul),
     "Neg": lambda _call: _Of(operator.neg),
     "Pad": _pad,
-    "ReduceMean": _mean,
+    "ReduceMean": _over(torch.mean),
+    "ReduceSum": _over(torch.sum),
     "Relu": _plain(nn.ReLU),
     "Reshape": _reshape,
     "Sigmoid": _plain(nn.Sigmoid),
+    "Slice": _slice,
     "Squeeze": _squeeze,
     "Sub": _arithmetic(operator.sub),
     "Tanh": _plain(nn.Tanh),
