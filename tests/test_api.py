@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import tightrope as tr
 from tightrope.api import find_device, resolve
@@ -72,12 +72,24 @@ def test_fit_with_a_seed_gives_the_same_weights_again(run, tmp_path):
 
 @pytest.mark.parametrize(
     "train_set",
-    [examples(50), TensorDataset(examples(50).x, examples(50).y), Homemade()],
-    ids=["Split", "TensorDataset", "Dataset"],
+    [
+        examples(50),
+        (examples(50).x, examples(50).y),
+        TensorDataset(examples(50).x, examples(50).y),
+        Homemade(),
+        DataLoader(Homemade(), batch_size=100, shuffle=True),
+    ],
+    ids=["Split", "tensors", "TensorDataset", "Dataset", "DataLoader"],
 )
 def test_fit_takes_any_map_style_data_set(train_set, tmp_path):
     run = tr.fit(network(), train_set, tr.methods.ibp(eps=0.05), epochs=1, out=tmp_path)
     assert run.metrics()[-1]["held_out"]["examples"] == 5
+
+
+def test_a_loader_whose_batches_are_of_another_size_is_read_with_a_warning(tmp_path):
+    loader = DataLoader(Homemade(), batch_size=3, shuffle=True)
+    with pytest.warns(UserWarning, match="batches are of batch=5, not of 3"):
+        tr.fit(network(), loader, tr.methods.ibp(eps=0.05), epochs=1, batch=5, out=tmp_path)
 
 
 def test_fit_trains_as_the_command_line_does_where_nothing_is_said(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Integer
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds, Engine, Interval, Problem
@@ -179,7 +180,8 @@ def fit(
 
     Args:
         model: any network that `trace` takes; it is trained in place.
-        train_set: a `Split`, a `TensorDataset`, or any map-style dataset of images in [0, 1] and labels.
+        train_set: images in [0, 1] and labels: two tensors, any map-style dataset, or a `DataLoader` of one,
+            which is read for its examples (batches are of `batch` examples).
         method: for example `tightrope.methods.ibp(eps=0.3)`.
         out: the run folder; it gets metrics, checkpoints and weights.
         seed: one seed, one result on one machine.
@@ -214,6 +216,12 @@ def fit(
         problems = explain(error, "what fit was called with", known)
         raise RecipeError(f"{problems}\ntraining takes {', '.join(Training.model_fields)}") from None
     source = as_source(train_set, find_device(device))
+    if isinstance(train_set, DataLoader) and train_set.batch_size != recipe.training.batch:
+        warnings.warn(
+            f"the loader is read for its examples: batches are of batch={recipe.training.batch}, not of "
+            f"{train_set.batch_size}",
+            stacklevel=2,
+        )
     return run_recipe(recipe, method, model, source, out=Path(out), resume=resume)
 
 
@@ -377,7 +385,7 @@ def certify(
 
     Args:
         model: any network that `trace` takes; a float64 copy in evaluation mode is judged.
-        test_set: a `Split`, a `TensorDataset`, or any map-style dataset of images in [0, 1] and labels;
+        test_set: images in [0, 1] and labels: two tensors, any map-style dataset, or a `DataLoader` of one;
             images are read as float32, to which others are rounded.
         region: where each input may move, for example `Box(eps=0.3)`.
         verifier: a name in `tightrope.verify.VERIFIERS`.
@@ -452,7 +460,7 @@ def radius(
 
     Args:
         model: any network that `trace` takes; a float64 copy in evaluation mode is judged.
-        test_set: a `Split`, a `TensorDataset`, or any map-style dataset of images in [0, 1] and labels;
+        test_set: images in [0, 1] and labels: two tensors, any map-style dataset, or a `DataLoader` of one;
             images are read as float32, to which others are rounded.
         region: the largest region looked at, for example `Box(eps=0.6)`.
         tolerance: a radius is at most this much below an eps at which the verifier fails, in pixel units.
@@ -510,7 +518,7 @@ def latent_robustness(
 
     Args:
         model: any network that `trace` takes; a float32 copy in evaluation mode is attacked.
-        test_set: a `Split`, a `TensorDataset`, or any map-style dataset of images in [0, 1] and labels;
+        test_set: images in [0, 1] and labels: two tensors, any map-style dataset, or a `DataLoader` of one;
             images are read as float32, to which others are rounded.
         region: where each input may move, for example `Box(eps=0.1)`.
         node: name of an activation, or "input".

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from tightrope.data import DataSet, Source, Split, as_source
 from tightrope.data.source import LoaderSource, TensorSource
@@ -38,7 +38,12 @@ SOURCES = {
     "float split": lambda: as_source(Split(X.float() / 255, Y)),
     "tensor dataset": lambda: as_source(TensorDataset(X, Y.int())),
     "double tensor dataset": lambda: as_source(TensorDataset(X.double() / 255, Y)),
+    "two tensors": lambda: as_source((X, Y)),
+    "two arrays": lambda: as_source([X.numpy(), Y.numpy()]),
     "dataset": lambda: as_source(Examples(floats())),
+    "loader": lambda: as_source(DataLoader(Examples(floats()), batch_size=3, shuffle=True)),
+    "loader of tensors": lambda: as_source(DataLoader(TensorDataset(X, Y), batch_size=4, drop_last=True)),
+    "loader with a worker": lambda: as_source(DataLoader(Examples(floats()), num_workers=1)),
     "dataset of bytes": lambda: as_source(Examples(list(zip(X, Y, strict=True)))),
     "dataset of arrays": lambda: as_source(
         Examples([(x.double().numpy(), np.int32(y)) for x, y in floats()])
@@ -135,6 +140,9 @@ def test_images_of_an_unusable_type_are_refused():
         list(as_source(Examples([(IMAGE.int(), 0)] * 4)).batches([torch.tensor([3])]))
 
 
+SPLIT_SET = TensorDataset(X, Y)
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(floats())
@@ -148,6 +156,14 @@ class Stream(IterableDataset):
         (3, "int cannot be read by index"),
         (Examples([]), "Examples is empty"),
         (TensorDataset(X), "got 1 tensors"),
+        ((X, Y[:9]), "10 and 9 images and labels"),
+        ((X, Y, Y), "got 3 tensors"),
+        (DataLoader(Stream()), "own, which would not be used|cannot be read by index"),
+        (
+            DataLoader(TensorDataset(X, Y), sampler=SubsetRandomSampler([0, 1])),
+            "sampler or collate_fn of its own",
+        ),
+        (DataLoader(TensorDataset(X, Y), collate_fn=list), "sampler or collate_fn of its own"),
         (TensorDataset(X, Y.float()), "int64 class numbers, got torch.float32"),
         (TensorDataset(X.float(), Y), r"lie in \[0, 1\]"),
     ],

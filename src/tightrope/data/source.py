@@ -12,7 +12,15 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from tightrope.data.dataset import DataSet, Split, unit
 from tightrope.errors import DataError
@@ -90,10 +98,9 @@ class LoaderSource:
 
     def __init__(self, dataset: Dataset[Any], workers: int = 0, device: torch.device | str = "cpu") -> None:
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            hint = "its .dataset, or " if hasattr(dataset, "dataset") else ""
             raise DataError(
-                f"{type(dataset).__name__} cannot be read by index: give {hint}a map-style dataset of (x, y) "
-                "with __len__ and __getitem__"
+                f"{type(dataset).__name__} cannot be read by index: give a map-style dataset of (x, y) with "
+                "__len__ and __getitem__"
             )
         self._length = len(dataset)
         if self._length == 0:
@@ -238,8 +245,9 @@ def as_source(data: Any, device: torch.device | str = "cpu") -> Source:
     """The source that fits `data`, with batches on `device`.
 
     Args:
-        data: a `Source` (returned as it is), a `Split`, a `TensorDataset(x, y)`, or any map-style
-            dataset of `(x, y)`; pass a `LoaderSource` to choose the number of workers.
+        data: a `Source` (returned as it is), a `Split`, images and labels as two tensors or arrays, any
+            map-style dataset of `(x, y)`, or a `DataLoader` of one, which is read for its examples and
+            number of workers: in which order and how many at once, its reader says.
         device: where batches go.
 
     Raises:
@@ -251,6 +259,10 @@ def as_source(data: Any, device: torch.device | str = "cpu") -> Source:
         raise DataError(
             f"{data.name} holds a training and a test split: pass one of them, such as data.train"
         )
+    if isinstance(data, DataLoader):
+        return _of_loader(data, device)
+    if isinstance(data, tuple | list) and all(isinstance(part, Tensor | np.ndarray) for part in data):
+        data = TensorDataset(*_of_one_length([torch.as_tensor(part) for part in data]))
     if isinstance(data, TensorDataset):
         if len(data.tensors) != 2:
             raise DataError(f"a TensorDataset must hold images and labels, got {len(data.tensors)} tensors")
@@ -258,3 +270,25 @@ def as_source(data: Any, device: torch.device | str = "cpu") -> Source:
         whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
         data = Split(x.float() if x.is_floating_point() else x, y.long() if whole else y)
     return TensorSource(data, device) if isinstance(data, Split) else LoaderSource(data, device=device)
+
+
+def _of_one_length(tensors: list[Tensor]) -> list[Tensor]:
+    sizes = [len(tensor) if tensor.ndim else 0 for tensor in tensors]
+    if len(set(sizes)) > 1:
+        raise DataError(f"there are {' and '.join(map(str, sizes))} images and labels: give as many of each")
+    return tensors
+
+
+def _of_loader(loader: DataLoader[Any], device: torch.device | str) -> Source:
+    """The examples behind a loader, if it does no more than to shuffle and stack them."""
+    if isinstance(loader.dataset, IterableDataset):
+        return as_source(loader.dataset)  # says that it cannot be read by index
+    picks = type(loader.sampler) not in (SequentialSampler, RandomSampler)
+    if picks or loader.collate_fn is not default_collate:
+        raise DataError(
+            "the DataLoader has a sampler or collate_fn of its own, which would not be used: give a "
+            "map-style dataset of the (x, y) that it yields"
+        )
+    if loader.num_workers:
+        return LoaderSource(loader.dataset, loader.num_workers, device)
+    return as_source(loader.dataset, device)
