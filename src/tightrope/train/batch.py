@@ -106,7 +106,7 @@ class Batch:
         self._worst: dict[Scheme, Worst] = {}
         self._boxes: dict[Estimator, Boxes] = {}
         self._inside: dict[tuple[Search, int], Tensor] = {}
-        self._moved: dict[Pgd, Tensor] = {}
+        self._moved: dict[tuple[Pgd, bool], Tensor] = {}
         self._small: dict[tuple[Pgd | None, float], Problem] = {}
 
     def parts(self, largest: int) -> Iterator[Batch]:
@@ -210,11 +210,16 @@ class Batch:
             self._attacked[attack] = attack(network, self.x, self.y, self.region, self.generator)
         return self._attacked[attack]
 
-    def moved(self, attack: Pgd) -> Float[Tensor, "batch classes"]:
-        """The logits at what an attack found, in the network's present mode."""
-        if attack not in self._moved:
-            self._moved[attack] = self.graph.run(self.attacked(attack))[0]
-        return self._moved[attack]
+    def moved(self, attack: Pgd, fixed: bool = False) -> Float[Tensor, "batch classes"]:
+        """The logits at what an attack found, in the network's present mode or of the `fixed` network.
+
+        Beside bounds it is the `fixed` one: else BatchNorm would make two functions of the network, and its
+        running statistics, half those of attacked inputs, would fit neither.
+        """
+        if (attack, fixed) not in self._moved:
+            network = self.fixed if fixed else self.graph
+            self._moved[attack, fixed] = network.run(self.attacked(attack))[0]
+        return self._moved[attack, fixed]
 
     def small(self, attack: Pgd | None, share: float) -> Problem:
         """The margins over a box of `share` of the radius, in the region and near what an attack found.

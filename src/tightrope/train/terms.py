@@ -26,22 +26,24 @@ def natural(batch: Batch) -> Float[Tensor, "batch"]:
     return F.cross_entropy(batch.logits, batch.y, reduction="none")
 
 
-def adversarial(attack: Pgd, warm: Ramp | None = None) -> Term:
+def adversarial(attack: Pgd, warm: Ramp | None = None, fixed: bool = False) -> Term:
     """`CE(f(x'), y)` at the attack's point `x'` (Madry et al. 2018, eq. 2.1).
 
     Args:
         attack: what looks for the point.
         warm: radius of the attack until this ramp has arrived; then it is the region's.
+        fixed: take the network at the clean batch's BatchNorm statistics, as bounds do.
     """
 
     def term(batch: Batch) -> Float[Tensor, "batch"]:
         if warm is not None and batch.progress < warm.finish:
             region = batch.region.with_eps(warm(batch.progress))
             point = attack(batch.graph.frozen(), batch.x, batch.y, region, batch.generator)
-            return F.cross_entropy(batch.graph.run(point)[0], batch.y, reduction="none")
+            network = batch.fixed if fixed else batch.graph
+            return F.cross_entropy(network.run(point)[0], batch.y, reduction="none")
         if batch.still:
             return natural(batch)
-        return F.cross_entropy(batch.moved(attack), batch.y, reduction="none")
+        return F.cross_entropy(batch.moved(attack, fixed), batch.y, reduction="none")
 
     return term
 
@@ -85,7 +87,7 @@ def between(attack: Pgd, alpha: float) -> Margins:
     def margins(batch: Batch) -> Float[Tensor, "batch classes"]:
         if batch.still:
             return batch.margins
-        moved = batch.moved(attack)
+        moved = batch.moved(attack, fixed=True)
         found = moved.gather(1, batch.y.unsqueeze(1)) - moved
         return torch.lerp(found, batch.problem.bounds(Interval()).lower, alpha)
 
@@ -94,7 +96,7 @@ def between(attack: Pgd, alpha: float) -> Margins:
 
 def exponential(attack: Pgd, alpha: float) -> Term:
     """`L_IBP^alpha L_adv^(1 - alpha)` (De Palma et al. 2024, Exp-IBP)."""
-    robust, weak = worst_case(bounded(Interval())), adversarial(attack)
+    robust, weak = worst_case(bounded(Interval())), adversarial(attack, fixed=True)
 
     def term(batch: Batch) -> Float[Tensor, "batch"]:
         low, high = (loss(batch).clamp(min=1e-12).log() for loss in (weak, robust))

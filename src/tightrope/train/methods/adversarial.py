@@ -86,7 +86,7 @@ def relu_stability(
     """
     attack = Pgd(steps=steps, step=step, keep_best=False)
     losses = (
-        Loss("adversarial", 1.0, terms.adversarial(attack)),
+        Loss("adversarial", 1.0, terms.adversarial(attack, fixed=True)),
         Loss("stability", weight, regularisers.xiao_stability),
         Loss("l1", l1, regularisers.l1),
     )

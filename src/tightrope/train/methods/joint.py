@@ -108,7 +108,7 @@ def _joint(
     first, second = Course(begin=clean, finish=clean), Course(begin=ramp.begin, finish=ramp.begin)
     losses = (
         Loss("natural", first.between(1.0, 0.0), terms.natural),
-        Loss("adversarial", first.between(0.0, 1.0), terms.adversarial(attack, warm)),
+        Loss("adversarial", first.between(0.0, 1.0), terms.adversarial(attack, warm, fixed=True)),
         replace(robust, weight=second.between(0.0, 1.0)),
     )
     both = Bisector(attack, threshold, beta1, beta2) if combiner == "bisector" else Total()

@@ -74,7 +74,7 @@ def mtl_ibp(
     eps, _ = on(ramp, eps)
     attack = Pgd(steps=steps, step=step, keep_best=False)
     losses = (
-        Loss("adversarial", 1 - alpha, terms.adversarial(attack)),
+        Loss("adversarial", 1 - alpha, terms.adversarial(attack, fixed=True)),
         robust_loss(alpha, terms.bounded(Interval())),
     )
     return Method("mtl-ibp", eps, losses, initialise=ibp_initialisation)
