@@ -3,7 +3,7 @@
 An operator refers to the live parameters of the user's module, so a bound after an optimiser step
 is a bound of the network after that step. Values carry a leading batch dimension.
 
-To add an operator: one class here, one row in `trace.py`, one row in the tests.
+To add an operator: one class here, one row in `rules.py`, one row in the tests.
 """
 
 from __future__ import annotations
