@@ -294,6 +294,10 @@ def test_only_passes_over_inputs_update_statistics(network, batch, name, options
     assert module.training
     clean = 0 if name in ("fgsm", "pgd") else 1  # they never look at clean inputs
     assert module[1].num_batches_tracked.item() == clean + (name in WITHOUT_BOUNDS)
+    if name not in WITHOUT_BOUNDS:
+        same = network(norm=True)
+        same(b.x)
+        torch.testing.assert_close(module[1].running_mean, same[1].running_mean)
 
 
 @pytest.mark.parametrize("name", ["taps", "staps"])
