@@ -11,6 +11,7 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -196,19 +197,25 @@ class _Tracer(fx.Tracer):
                 return self._value(obj.node, batch)
         raise Unsupported("it branches on values, or iterates over them")
 
+    @cached_property
+    def _still(self) -> nn.Module:
+        """A copy of the network that is not being traced, and whose BatchNorm statistics do not move."""
+        root = self.root
+        assert isinstance(root, nn.Module)
+        return copy.deepcopy(root).eval()
+
     def _value(self, node: fx.Node, batch: int) -> Any:
         """What a node yields for zeros."""
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         graph.graph_copy(self.graph, copies)
         graph.output(copies[node])
-        root = copy.deepcopy(self.root).eval()  # a pass in training mode would move statistics
-        like = _like(root)
+        like = _like(self.root)
         x = torch.zeros(batch, *self.input_shape, dtype=like.dtype, device=like.device)
         tracing = nn.Module.__call__
         nn.Module.__call__ = _CALL  # type: ignore[method-assign]
         try:
             with torch.inference_mode(False), torch.no_grad():
-                return fx.Interpreter(fx.GraphModule(root, graph)).run(x)
+                return fx.Interpreter(fx.GraphModule(self._still, graph)).run(x)
         finally:
             nn.Module.__call__ = tracing  # type: ignore[method-assign]
 
