@@ -57,6 +57,13 @@ def test_it_adds_its_loss_and_its_options(name, options, method):
     assert plain.modifiers == {}
 
 
+@pytest.mark.parametrize("name", ["ibp", "shi-ibp", "advcrown-ibp", "wong-kolter", "staps"])
+def test_a_method_looks_like_the_call_that_makes_it(name):
+    method = METHODS[name](eps=tr.Ramp(end=0.1, begin=0.1) if name == "ibp" else 0.1) | tr.l1(weight=2e-5)
+    again = eval(repr(method), vars(tr.methods) | vars(tr))
+    assert (again.name, again.options, again.modifiers) == (method.name, method.options, method.modifiers)
+
+
 @pytest.mark.parametrize("name", TIGHTNESS)
 def test_it_comes_in_with_the_ramp_of_wong_kolter(name):
     loss = (tr.methods.wong_kolter(eps=0.1) | MODIFIERS[name]()).losses[-1]

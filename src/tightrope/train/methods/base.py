@@ -91,6 +91,13 @@ class Method:
         modifiers = {**self.modifiers, modifier.name: modifier.options}
         return replace(modifier.change(self), modifiers=modifiers)
 
+    def __repr__(self) -> str:
+        """How it is called, with its defaults: `ibp(eps=0.3, kappa=0.5, ramp=...) | l1(weight=1e-05)`."""
+        return " | ".join(
+            f"{name.replace('-', '_')}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+            for name, options in ((self.name, self.options), *self.modifiers.items())
+        )
+
     def begin(self, graph: Graph, examples: int) -> State:
         """What it remembers, at the beginning of a run on this many examples.
 
