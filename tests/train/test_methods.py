@@ -280,6 +280,13 @@ def test_shi_s_regularisers_fade_as_eps_rises_and_cost_nothing_after_the_ramp():
     assert [at(loss.weight, 21 / 70) for loss in regularisers] == [0.0, 0.0]
 
 
+def test_a_misspelt_option_is_named_with_the_right_one():
+    with pytest.raises(InputError, match=r"eps is missing\n .*unknown key epsilon .did you mean 'eps'"):
+        METHODS["ibp"](epsilon=0.1)
+    with pytest.raises(TypeError, match="multiple values"):
+        METHODS["ibp"](0.1, eps=0.2)
+
+
 @EVERY
 def test_only_passes_over_inputs_update_statistics(network, batch, name, options, norm):
     """Neither bounds nor the search of an attack may, nor may they leave the network in another mode.

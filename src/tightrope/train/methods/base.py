@@ -160,7 +160,9 @@ def published(registry: dict[str, Callable[..., R]]) -> Callable[[Callable[P, R]
 
         @functools.wraps(function)
         def make(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = check_options(function, signature.bind(*args, **kwargs).arguments, name)
+            known = {key: value for key, value in kwargs.items() if key in signature.parameters}
+            said = {**signature.bind_partial(*args, **known).arguments, **kwargs}
+            given = check_options(function, said, name)
             options = {k: v.model_dump() if isinstance(v, BaseModel) else v for k, v in given.items()}
             return replace(cast(Callable[..., R], function)(**given), options=options)
 
