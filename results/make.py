@@ -297,7 +297,7 @@ def sweep_page() -> str:
             "other work ran, and is not exact: the two runs of `ibp` at 0.1 had 3.1 and 2.7, those of "
             "`exp-ibp` 4.5 and 3.6, those of `shi-ibp` 2.7 and 3.6 (on two machines). A row has the "
             "same cost and epochs at both eps. The table at 0.3 is not complete yet. To be trained anew: at "
-            "0.1 `mtl-ibp+reweight`, `cc-ibp`, `advibp`, `advcrown-ibp`, "
+            "0.1 `mtl-ibp+reweight`, `cc-ibp`, `advcrown-ibp`, "
             "`relu-stability`, `exp-ibp@0.1` and the second seed of `exp-ibp` had attacked inputs in their "
             "running BatchNorm statistics ([what that does](methods/modern.md)).",
             width=110,
