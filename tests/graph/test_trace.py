@@ -479,6 +479,7 @@ class TestUnsupportedOperators:
             Fn(lambda s, x: x if x.sum().item() > 0 else 2 * x),
             Fn(lambda s, x: x if x.dtype == torch.float32 else 2 * x),  # verdicts are found in float64
             Fn(lambda s, x: x if len(x.nonzero()) > 9 else 2 * x),
+            Fn(lambda s, x: x if torch.rand(x.shape[1]).sum() > -1 else 2 * x),
             Fn(lambda s, x: x if x[x > 0.9].numel() > 9 else 2 * x),
             Fn(lambda s, x: x if x[:, x.shape[1] - 1] > 0 else 2 * x),
             Fn(lambda s, x: torch.cat([row.unsqueeze(0) for row in x])),

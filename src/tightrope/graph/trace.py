@@ -37,6 +37,7 @@ _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "Opt
 _SHAPES = frozenset(
     ["shape", "ndim", "size", "dim", "ndimension", "numel", "nelement"]
 )  # what a tensor says of its shape
+_ARITHMETIC = frozenset(f for f in vars(operator).values() if callable(f))
 _CALL = nn.Module.__call__  # fx puts another one in its place while it traces
 _BATCH = 2  # examples in the probing pass; more than one, so that a lost batch dimension shows
 
@@ -188,7 +189,8 @@ class _Tracer(fx.Tracer):
             if n not in rests_on or n.op not in ("call_function", "call_method"):
                 continue
             reads_shape = n.target in _SHAPES or (n.target is getattr and n.args[1] in _SHAPES)
-            if reads_shape or (n.all_input_nodes and shapes.issuperset(n.all_input_nodes)):
+            reckons = n.op == "call_method" or n.target in _ARITHMETIC  # not torch.rand(x.shape[1])
+            if reads_shape or (reckons and n.all_input_nodes and shapes.issuperset(n.all_input_nodes)):
                 shapes.add(n)
             elif n.target not in FUNCTIONS and n.target not in METHODS:
                 break  # the shape of what this yields may depend on values
