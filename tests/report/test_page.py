@@ -65,6 +65,17 @@ def test_a_run_that_is_not_certified_yet_says_how_to(report, make_run):
     assert "run `tightrope certify`" in report(folder).text
 
 
+def test_a_run_that_is_still_in_training_says_so(report, make_run):
+    folder = make_run(metrics=True)
+    (folder / "certify-ibp.jsonl").unlink()
+    (folder / "checkpoint").mkdir()
+    text = report(folder).text
+    assert "Training is unfinished (3 epochs so far): go on with `tightrope train --resume --out" in text
+    assert "tightrope certify" not in text
+    (folder / "model.safetensors").touch()
+    assert "unfinished" not in report(folder).text
+
+
 def test_folders_of_the_same_name_are_told_apart(report, make_run, tmp_path):
     text = report(make_run("x/run"), make_run("y/run")).text
     assert str(tmp_path / "runs" / "x" / "run") in text

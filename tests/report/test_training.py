@@ -145,3 +145,13 @@ class TestLayerByLayer:
         (folder / "latent-3-0.1.json").write_text('{"format": "tightrope-latent/1"}')
         with pytest.raises(InputError, match=r"latent-3-0.1.json: node"):
             report(folder)
+
+
+def test_a_learning_rate_that_falls_to_zero_is_drawn_on_a_linear_axis(drawn):
+    def schedules(*rates):
+        epochs = [epoch(number, lr=rate) for number, rate in enumerate(rates, start=1)]
+        return figures.schedules(epochs, "key", "alt")
+
+    assert "1e-05" in schedules(1e-3, 1e-4, 1e-5)  # in steps: each decade has its tick
+    assert "0.0004" in schedules(1e-3, 5e-4, 1e-9)
+    assert "1e-0" not in schedules(1e-3, 5e-4, 1e-9)

@@ -185,7 +185,11 @@ def schedules(epochs: Sequence[Epoch], key: str, alt: str) -> Markup:
         left.set_title("Training eps")
         left.set_ylim(bottom=0)
         right.set_title("Learning rate")
-        _logarithmic(right)
+        rates = [epoch.get("lr") or 0.0 for epoch in epochs]
+        if min(rates) > 1e-4 * max(rates):
+            _logarithmic(right)
+        else:  # a rate that falls to zero would fill a logarithmic axis with its last epochs
+            right.set_ylim(bottom=0)
         return _svg(figure, key, alt)
 
 

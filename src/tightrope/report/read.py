@@ -12,6 +12,7 @@ from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict bef
 
 from tightrope.errors import InputError
 from tightrope.files import check_line, read_json, read_lines
+from tightrope.report.text import number_text
 from tightrope.train.schedules import Number, Real
 from tightrope.verify import Radii, Verdict, read_radii, read_verdicts, summarise
 
@@ -222,7 +223,12 @@ def read_run(folder: Path) -> Run:
         missing.append("metrics.jsonl is missing, so there are no training curves.")
     elif not epochs:
         missing.append("metrics.jsonl holds no finished epoch yet, so there are no training curves.")
-    if not certificates:
+    if (folder / "checkpoint").is_dir() and not (folder / "model.safetensors").is_file():
+        missing.append(
+            f"Training is unfinished ({number_text(len(epochs), 'epoch')} so far): go on with "
+            f"`tightrope train --resume --out {folder}`."
+        )
+    elif not certificates:
         missing.append(
             "There is no certify-*.jsonl file, so nothing has been proved yet: run `tightrope certify` on it."
         )
