@@ -186,9 +186,9 @@ def schedules(epochs: Sequence[Epoch], key: str, alt: str) -> Markup:
         left.set_ylim(bottom=0)
         right.set_title("Learning rate")
         rates = [epoch.get("lr") or 0.0 for epoch in epochs]
-        if min(rates) > 1e-4 * max(rates):
+        if min(rates) > 1e-4 * max(rates):  # one that falls to zero would fill the axis with its last epochs
             _logarithmic(right)
-        else:  # a rate that falls to zero would fill a logarithmic axis with its last epochs
+        if right.get_yscale() == "linear":
             right.set_ylim(bottom=0)
         return _svg(figure, key, alt)
 
