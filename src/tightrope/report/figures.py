@@ -409,13 +409,14 @@ def front(
                 dot.set_gid(f"trial-{panel}-{number}")
             # Whoever wants more than a point's clean accuracy gets the next point's certified accuracy.
             reach = [(0.0, line[0][1]), *line, (line[-1][0], 0.0)]
-            green: dict[str, Any] = {"color": PALETTE["green"], "zorder": 1, "scalex": False, "scaley": False}
-            axes.step(*zip(*reach, strict=True), where="pre", **green)
+            axes.autoscale_view()
+            axes.autoscale(False)  # the line leaves the picture
+            axes.step(*zip(*reach, strict=True), where="pre", color=PALETTE["green"], zorder=1)
             axes.set_xlabel("Clean accuracy")
             axes.set_ylabel("Certified accuracy")
             axes.set_title("Near the front" if panel else "All trials")
             for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_formatter(PercentFormatter(1.0, decimals=panel))
+                axis.set_major_formatter(PercentFormatter(1.0, decimals=1))
                 axis.set_major_locator(MaxNLocator(6))
         for number in best:
             axes.annotate(str(number), points[number][:2], (5, 5), textcoords="offset points")
