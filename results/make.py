@@ -320,20 +320,26 @@ def _sweep_section(found: dict[str, Any]) -> list[str]:
         "",
         f"![Clean, attacked and certified accuracy of each method](comparison-{found['eps']:g}.svg)",
         "",
-        f"The picture has the rows of which more than {SHOWN:.0%} is certified.",
+        fill(
+            f"The picture has the rows of which more than {SHOWN:.0%} is certified. In bold: what no "
+            "other row matches in both clean and certified accuracy; which of them is best depends on what "
+            "the one is worth in terms of the other.",
+            width=110,
+        ),
         "",
         "| method | train eps | clean | attacked | certified | undecided | by ibp | epochs "
         "| plain steps per step |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, seeds in groupby(found["rows"], key=lambda row: row["name"]):
-        runs = list(seeds)
+    rows = _by_name(found)
+    for name, runs in rows.items():
         counts = zip(*map(_counts, runs), strict=True)
         cells = " | ".join(_share(count, found["examples"]) for count in counts)
         radius = runs[0]["recipe"]["method"].get("eps", "")
         several = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
         cost = f"{runs[0]['epochs']} | {runs[0]['plain_steps_per_step']:.1f}"
-        lines.append(f"| `{name}`{several} | {radius} | {cells} | {cost} |")
+        shown = f"**`{name}`**" if name in _front(found, rows) else f"`{name}`"
+        lines.append(f"| {shown}{several} | {radius} | {cells} | {cost} |")
     made = sorted({row["trained"]["commit"][:7] for row in found["rows"]})
     dates = sorted({row["trained"]["date"][:10] for row in found["rows"]})
     machines = sorted({row["machine"] for row in found["rows"]})
@@ -346,6 +352,27 @@ def _sweep_section(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def _by_name(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The runs of every row, one for each of its seeds."""
+    return {name: list(seeds) for name, seeds in groupby(found["rows"], key=lambda row: row["name"])}
+
+
+def _shares(found: dict[str, Any], runs: list[dict[str, Any]]) -> list[float]:
+    """What `_counts` counts, as shares of all images, of all seeds together."""
+    examples = len(runs) * found["examples"]
+    return [sum(counts) / examples for counts in zip(*map(_counts, runs), strict=True)]
+
+
+def _front(found: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> set[str]:
+    """The rows that no other one equals or beats in both clean and certified accuracy."""
+    shares = {name: (all_[0], all_[2]) for name, runs in rows.items() for all_ in [_shares(found, runs)]}
+    return {
+        name
+        for name, (clean, certified) in shares.items()
+        if not any(one[0] >= clean and one[1] >= certified for other, one in shares.items() if other != name)
+    }
+
+
 def sweep_pictures() -> dict[str, str]:
     """docs/comparison-EPS.svg: the shares of every sweep-EPS.json, of all seeds together."""
     return {f"comparison-{found['eps']:g}.svg": _sweep_picture(found) for found in _sweeps()}
@@ -353,11 +380,8 @@ def sweep_pictures() -> dict[str, str]:
 
 def _sweep_picture(found: dict[str, Any]) -> str:
     rows = {}
-    for name, seeds in groupby(found["rows"], key=lambda row: row["name"]):
-        runs = list(seeds)
-        shares = [
-            sum(counts) / (len(runs) * found["examples"]) for counts in zip(*map(_counts, runs), strict=True)
-        ]
+    for name, runs in _by_name(found).items():
+        shares = _shares(found, runs)
         if shares[2] > SHOWN:  # the others would leave no room to tell these apart
             rows[name] = dict(zip(("clean", "attacked", "certified"), shares, strict=False))
     alt = "; ".join(f"{name} certified {100 * row['certified']:.1f} %" for name, row in rows.items())
