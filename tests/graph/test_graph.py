@@ -477,3 +477,32 @@ class TestSplitting:
         for node in set(range(len(graph.nodes))) - set(separators):
             with pytest.raises(InputError, match="a path goes around it"):
                 graph.since(node)
+
+
+def test_the_structure_tells_settings_given_as_lists_and_how_sizes_are_computed():
+    class Convolution(nn.Module):
+        def __init__(self, dilation):
+            super().__init__()
+            self.weight, self.dilation = nn.Parameter(torch.zeros(2, 1, 1, 1)), dilation
+
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.weight, None, [1, 1], [0, 0], [self.dilation] * 2).flatten(1)
+
+    first, second = (trace(Convolution(dilation), (1, 4, 4)).structure() for dilation in (1, 2))
+    assert first != second
+    resized = [
+        nn.Sequential(
+            nn.Upsample(scale_factor=1.6, mode="bilinear", recompute_scale_factor=how), nn.Flatten()
+        )
+        for how in (None, True)
+    ]
+    first, second = (trace(net, (1, 4, 4)).structure() for net in resized)
+    assert first != second
+
+
+def test_dropout_in_place_leaves_its_input_to_the_bounds():
+    graph = trace(nn.Sequential(nn.Dropout(inplace=True), nn.Linear(4, 3)), (4,))
+    graph.module.train()
+    x = torch.ones(2, 4)
+    graph.run(x)
+    assert torch.equal(x, torch.ones(2, 4))

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 import random
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,14 @@ def _add(value: Tensor, overwrite: Callable[[Tensor], Tensor]) -> Tensor:
 def _drop_result(value: Tensor, overwrite: Callable[[Tensor], Tensor]) -> Tensor:
     overwrite(value)
     return value
+
+
+def _says(ask: Callable[[], Tensor]) -> bool:
+    """What a value says, if it can be asked."""
+    try:
+        return bool(ask())
+    except Exception:
+        return False
 
 
 def chain() -> nn.Sequential:
@@ -526,6 +536,90 @@ class TestWhatTracingCannotSee:
         nn.init.constant_(layer.bias, 1.0)
         assert "overwrote in place" in refusal(Fn(forward, layer=layer, act=nn.ReLU(inplace=True)), (4,))
 
+    @pytest.mark.parametrize(
+        "change",
+        [operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.imatmul],
+    )
+    def test_what_an_operator_in_place_does_to_other_names_is_refused(self, change):
+        def forward(s: Fn, x: Tensor) -> Tensor:
+            hidden = s.layer(x)
+            skip = hidden
+            hidden = change(hidden, s.other)
+            return hidden + skip
+
+        # One: the operators change nothing, so that running the network shows no difference.
+        other = torch.eye(3) if change is operator.imatmul else torch.ones(3)
+        other = torch.zeros(3) if change in (operator.iadd, operator.isub) else other
+        message = refusal(Fn(forward, layer=nn.Linear(4, 3), other=other), (4,))
+        assert "overwrote in place" in message or "not supported" in message
+
+    def test_a_residual_branch_that_starts_at_zero_is_seen_in_what_it_is_added_to(self):
+        def forward(s: Fn, x: Tensor) -> Tensor:
+            hidden = s.layer(x)
+            skip = hidden
+            hidden += s.branch(x)
+            return hidden + skip
+
+        branch = nn.Linear(4, 3)
+        nn.init.zeros_(branch.weight)
+        nn.init.zeros_(branch.bias)
+        assert "overwrote in place" in refusal(Fn(forward, layer=nn.Linear(4, 3), branch=branch), (4,))
+
+    @pytest.mark.parametrize(
+        "forward",
+        [
+            lambda s, x: s.layer(x) + F.relu(s.rare(x)) if isinstance(x, Tensor) else s.layer(x),
+            lambda s, x: s.layer(x) + F.relu(s.rare(x)) if torch.is_tensor(x) else s.layer(x),
+            lambda s, x: s.layer(x / 9 if torch.is_tensor(x) and x.max() > 1e6 else x),
+            lambda s, x: s.layer(x) + (F.relu(s.rare(x)) if torch.is_grad_enabled() else 0.0),
+            lambda s, x: s.layer(x if _says(lambda: x.sum() < 99) else x + F.relu(x - 2)),
+        ],
+    )
+    def test_a_forward_that_looks_at_what_tracing_changes_is_refused(self, forward):
+        layer, rare = nn.Linear(4, 3), nn.Linear(4, 3)
+        with torch.no_grad():
+            rare.bias.fill_(-1e4)  # what it adds is zero wherever anyone looks
+        refusal(Fn(forward, layer=layer, rare=rare), (4,))
+
+    def test_a_call_that_does_more_than_the_forward_is_refused(self):
+        class Clipped(nn.Linear):
+            def __call__(self, x: Tensor) -> Tensor:
+                return super().__call__(x).clamp(-1e6, 1e6)
+
+        class Inner(nn.Sequential):
+            def __call__(self, x: Tensor) -> Tensor:
+                return super().__call__(x).clamp(-1e3, 1e3)
+
+        assert "something else when it is called" in refusal(Clipped(4, 3), (4,))
+        assert_traced(nn.Sequential(Inner(nn.Linear(4, 3))), (4,))  # tracing follows that one
+
+    @pytest.mark.parametrize(
+        "forward",
+        [
+            lambda s, x: x / s.k.item(),
+            lambda s, x: x * math.exp(s.k),
+            lambda s, x: x.clamp(max=s.k.item()),
+            lambda s, x: x + s.k.tolist(),
+            lambda s, x: x * torch.equal(x, torch.relu(x)),
+            lambda s, x: x * torch.allclose(x, s.k),
+            lambda s, x: x[:, : s.k.int().item()],
+        ],
+    )
+    def test_a_number_that_is_read_from_a_tensor_is_refused(self, forward):
+        assert "reads a value as a number" in refusal(Fn(forward, k=torch.tensor(2.0)), (4,))
+
+    def test_what_is_done_to_the_data_of_a_value_is_refused(self):
+        def forward(s: Fn, x: Tensor) -> Tensor:
+            hidden = s.layer(x)
+            hidden.data.clamp_(-9, 9)
+            return hidden
+
+        assert "reads `.data`" in refusal(Fn(forward, layer=nn.Linear(4, 3)), (4,))
+
+    def test_a_condition_on_a_shape_that_a_value_decides_is_refused(self):
+        net = Fn(lambda s, x: x if x[:, s.mask].shape[1] > 2 else 2 * x, mask=torch.tensor([1, 1, 1, 0]) > 0)
+        assert "branches on values" in refusal(net, (4,))
+
     def test_overwriting_a_value_that_is_not_read_again_is_allowed(self):
         def forward(s: Fn, x: Tensor) -> Tensor:
             hidden = s.layer(x)
@@ -597,10 +691,20 @@ class TestExamplesMustNotMix:
             (Fn(lambda s, x: x * x.numel()), (4,)),
             (Fn(lambda s, x: x + s.table, table=torch.rand(2, 4)), (4,)),
             (Fn(lambda s, x: (x * s.table).flatten(1), table=torch.rand(2, 1, 4)), (4,)),
+            (Fn(lambda s, x: x.sum(0)), (2, 4)),
+            (Fn(lambda s, x: s.a(torch.relu(s.a(x)).mean(0)), a=nn.Linear(4, 4)), (2, 4)),
+            (Fn(lambda s, x: (x * s.table).sum(1), table=torch.rand(2, 1, 4)), (4,)),
+            (Fn(lambda s, x: x.sum(1) + s.table, table=torch.rand(2, 1)), (4,)),
+            (Fn(lambda s, x: s.a(x.squeeze().mean(0)).view(x.shape[0], -1), a=nn.Linear(4, 4)), (1, 4)),
         ],
     )
     def test_what_works_for_one_size_of_batch_only_is_refused(self, net, shape):
         refusal(net, shape)
+
+    def test_squeezing_may_take_the_batch_of_one_example_with_it(self):
+        net = Fn(lambda s, x: s.layer(x.squeeze()), layer=nn.Linear(4, 3))
+        assert_traced(net, (1, 4))
+        assert net(torch.rand(1, 1, 4).double()).shape == (3,)
 
 
 class TestBadInput:
@@ -728,6 +832,83 @@ class TestBadInput:
                 return x + y
 
         assert "exactly one input" in refusal(Two(), (4,))
+
+    def test_what_else_a_forward_can_be_told_stays_as_it_is_by_default(self):
+        class Told(nn.Linear):
+            def forward(
+                self, x: Tensor, mask: Tensor | None = None, *rest: int, twice: bool = False
+            ) -> Tensor:
+                z = super().forward(x if mask is None else x * mask)
+                return 2 * z if twice or rest else z
+
+        class Anything(nn.Linear):
+            def forward(self, *inputs: Tensor) -> Tensor:
+                return super().forward(inputs[0])
+
+        class Keyword(nn.Linear):
+            def forward(self, *, x: Tensor) -> Tensor:
+                return super().forward(x)
+
+        assert_traced(Told(4, 3), (4,))
+        assert_traced(Anything(4, 3), (4,))
+        check_training_mode(Told(4, 3), (4,))
+        assert "exactly one input" in refusal(Keyword(4, 3), (4,))
+
+    def test_shapes_may_be_counted_to(self):
+        def forward(s: Fn, x: Tensor) -> Tensor:
+            total = sum(x[:, i : i + 1] for i in range(x.shape[1]))
+            return s.layer(torch.cat([total, x[:, : int(x.shape[1] / 2)]], 1)) / np.float32(2)
+
+        assert_traced(Fn(forward, layer=nn.Linear(3, 3)), (4,))
+        assert "how many examples" in refusal(Fn(lambda s, x: x * float(x.shape[0])), (4,))
+        assert "NumPy array" in refusal(Fn(lambda s, x: x - np.ones(4)), (4,))
+
+    @pytest.mark.parametrize(
+        "forward",
+        [
+            lambda s, x: F.leaky_relu(x, s.k),
+            lambda s, x: F.hardtanh(x, -1.0, s.k),
+            lambda s, x: F.pad(x, (1, 1), value=s.k),
+            lambda s, x: torch.cat([x, x], s.k),
+            lambda s, x: x.mean(s.k),
+            lambda s, x: x.clamp(min=s.k),
+        ],
+    )
+    def test_a_tensor_where_a_number_belongs_is_named(self, forward):
+        assert "it must be a number" in refusal(Fn(forward, k=torch.tensor(1)), (4,))
+
+    def test_an_index_that_is_a_tensor_is_refused(self):
+        assert "slices between numbers" in refusal(Fn(lambda s, x: x[:, : s.k], k=torch.tensor(3)), (4,))
+
+    def test_one_number_for_each_example_has_no_activation(self):
+        net = Fn(lambda s, x: s.layer(torch.relu(x.sum(1)).unsqueeze(1)), layer=nn.Linear(1, 3))
+        assert "keep a dimension" in refusal(net, (4,))
+        assert_traced(Fn(lambda s, x: s.layer(torch.relu(x.sum(1, True))), layer=nn.Linear(1, 3)), (4,))
+        assert "must be a matrix" in refusal(Fn(lambda s, x: F.linear(x, s.w), w=torch.rand(4)), (4,))
+
+    def test_bytes_are_computed_with_as_the_network_does(self):
+        for forward in (lambda s, x: x - s.mean, lambda s, x: x - s.mean.to(x) * 3):
+            net = Fn(forward, mean=torch.zeros(4, dtype=torch.uint8)).double()
+            graph = trace(net, (4,))
+            net.mean.copy_(torch.tensor([1, 100, 200, 255]))
+            assert torch.equal(graph.run(batch(4))[0], net(batch(4)))
+
+    def test_dropout_in_place_is_not_for_training_where_something_else_reads_its_input(self):
+        def forward(s: Fn, x: Tensor) -> Tensor:
+            hidden = s.layer(x)
+            return s.drop(hidden) + hidden
+
+        layers = {"layer": nn.Linear(4, 3), "drop": nn.Dropout(inplace=True)}
+        with pytest.raises(InputError, match="without inplace=True"):
+            check_training_mode(Fn(forward, **layers), (4,))
+        check_training_mode(Fn(lambda s, x: s.drop(s.layer(x)), **layers), (4,))
+
+    def test_what_torch_jit_compiled_is_refused(self):
+        class ScriptModule(nn.Linear):  # torch.jit is deprecated: its name is enough
+            pass
+
+        with pytest.raises(InputError, match=r"compiled by torch\.jit"):
+            trace(ScriptModule(4, 3), (4,))
 
     def test_division_by_zero_is_refused(self):
         refusal(Fn(lambda s, x: x / s.std, std=torch.zeros(4)), (4,))

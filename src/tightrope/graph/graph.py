@@ -258,7 +258,7 @@ def evaluation(module: nn.Module) -> Iterator[None]:
 
 def _settings(op: Operator | None) -> list[Any]:
     """What an operator was told, but for its weights; a module says it, or most of it."""
-    plain = (bool, int, float, str, tuple, type(None), nn.Module)
+    plain = (bool, int, float, str, tuple, list, type(None), nn.Module)
     found = list[Any]()
     for value in vars(op).values():
         if isinstance(value, partial):
@@ -271,7 +271,7 @@ def _settings(op: Operator | None) -> list[Any]:
             untold = ("ceil_mode", "count_include_pad", "divisor_override")
             found += [getattr(value, name, None) for name in untold]
         elif isinstance(value, nn.Upsample):
-            found.append(value.align_corners)
+            found += [value.align_corners, value.recompute_scale_factor]
     return found
 
 

@@ -477,7 +477,8 @@ class Shift(Affine):
     sign: int = 1
 
     def apply(self, *inputs: Tensor) -> Tensor:
-        return inputs[0] + self.sign * _value(self.offset)
+        offset = _value(self.offset)
+        return inputs[0] + offset if self.sign > 0 else inputs[0] - offset  # a byte has no negative
 
     def absolute(self, *radii: Tensor) -> Tensor:
         # Adding a tensor may broadcast the input to a larger shape; its radius must follow.
@@ -498,7 +499,10 @@ class Dropout(Affine):
     absolute = apply
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, Operator]:
-        value = self.module(inputs[0]) if self.active else inputs[0]
+        (z,) = inputs
+        if getattr(self.module, "inplace", False):
+            z = z.clone()  # bounds and attacks read it, too
+        value = self.module(z) if self.active else z
         assert isinstance(value, Tensor)
         return value, self
 

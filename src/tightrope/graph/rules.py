@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,19 +24,46 @@ Constant = ops.Live | ops.Computed
 
 
 class Call:
-    """One call in the traced network, with a uniform way to read its arguments."""
+    """One call in the traced network, with a uniform way to read its arguments.
 
-    def __init__(self, node: fx.Node, values: dict[fx.Node, Any], constants: dict[fx.Node, Constant]) -> None:
-        self.node, self.values, self.constants = node, values, constants
+    Args:
+        node: the call.
+        values: what every node of the trace yielded in the probing pass.
+        constants: the nodes that stand for parameters and buffers, or for what is computed of some.
+        sizes: the nodes whose value follows from the input's shape.
+    """
+
+    def __init__(
+        self,
+        node: fx.Node,
+        values: dict[fx.Node, Any],
+        constants: dict[fx.Node, Constant],
+        sizes: set[fx.Node],
+    ) -> None:
+        self.node, self.values, self.constants, self.sizes = node, values, constants, sizes
         self.shape: torch.Size = values[node].shape[1:]
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by position or name; sizes that the probing pass computed become numbers."""
         args, kwargs = self.node.args, self.node.kwargs
         value = args[position] if position < len(args) else kwargs.get(name, default)
-        return fx.node.map_arg(
-            value, lambda n: self.values[n] if not isinstance(self.values[n], Tensor) else n
-        )
+        return fx.node.map_arg(value, self._known)
+
+    def _known(self, n: fx.Node) -> Any:
+        if isinstance(self.values[n], Tensor):
+            return n
+        if n not in self.sizes:
+            raise Unsupported("it reads a value as a number, which is one only today; use the tensor itself")
+        return self.values[n]
+
+    def told(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument that says how, not on what: numbers and words, not tensors."""
+        value = self.get(position, name, default)
+        read: list[fx.Node] = []
+        fx.node.map_arg(value, read.append)
+        if read:
+            raise Unsupported(f"its `{name}` is a tensor; it must be a number")
+        return value
 
     def input(self) -> fx.Node:
         """The value that a call of one value reads."""
@@ -65,6 +93,19 @@ class Call:
         return float(argument) if isinstance(argument, int | float) else self.live(argument)
 
 
+def about_shapes(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose value follows from the shapes of others: what a tensor says of its shape, and sums."""
+    found = set[fx.Node]()
+    for n in graph.nodes:
+        if n.op not in ("call_function", "call_method"):
+            continue
+        reads_shape = n.target in _SHAPES or (n.target is getattr and n.args[1] in _SHAPES)
+        reckons = n.op == "call_method" or n.target in _ARITHMETIC  # not torch.rand(x.shape[1])
+        if reads_shape or (reckons and n.all_input_nodes and found.issuperset(n.all_input_nodes)):
+            found.add(n)
+    return found
+
+
 def constant_of(n: fx.Node, constants: dict[fx.Node, Constant]) -> Constant | None:
     """What a call computes of parameters and buffers alone, if it does so by functions known to be steady."""
     read, known = n.all_input_nodes, constants.keys()
@@ -72,7 +113,10 @@ def constant_of(n: fx.Node, constants: dict[fx.Node, Constant]) -> Constant | No
         return None
     if n.target in ("to", "type_as") and len(read) > 1 and not known & set(read[1:]):
         given = (*n.args[1:], *n.kwargs.values())  # `mean.to(x)`: where the network is, its parameters are
-        return constants[read[0]] if all(isinstance(one, fx.Node) for one in given) else None
+        constant = constants[read[0]]
+        if not constant().is_floating_point():  # bytes do not compute as numbers do
+            constant = ops.Computed("to", (constant, torch.get_default_dtype()), {})
+        return constant if all(isinstance(one, fx.Node) for one in given) else None
     steady = n.target in _STEADY or (n.target is getattr and n.args[1] in _STEADY)
     if not steady or not known >= set(read):
         return None
@@ -213,7 +257,7 @@ def _elementwise(op: ops.Operator) -> CallRule:
 
 
 def _leaky(call: Call) -> Made:
-    return ops.LeakyReLU(float(call.get(1, "negative_slope", 0.01)))
+    return ops.LeakyReLU(float(call.told(1, "negative_slope", 0.01)))
 
 
 def _flatten_call(call: Call) -> Made:
@@ -225,7 +269,7 @@ def _bind(function: Callable[..., Tensor], *names: str) -> Callable[[Call], part
 
     def rule(call: Call) -> partial[Tensor]:
         call.refuse_others(1 + len(names), "input", *names)
-        given = {name: call.get(i, name) for i, name in enumerate(names, start=1)}
+        given = {name: call.told(i, name) for i, name in enumerate(names, start=1)}
         return partial(function, **{name: value for name, value in given.items() if value is not None})
 
     return rule
@@ -245,9 +289,9 @@ def _over(function: Callable[..., Tensor]) -> CallRule:
     """A sum or mean over dimensions."""
 
     def rule(call: Call) -> Made:
-        call.refuse_others(3, "input", "dim", "keepdim")
-        keepdim = bool(call.get(2, "keepdim", False))
-        return ops.NonNegative(partial(function, dim=call.get(1, "dim"), keepdim=keepdim))
+        call.refuse_others(3, "input", "dim", "axis", "keepdim")
+        dim = call.told(1, "axis" if "axis" in call.node.kwargs else "dim")
+        return ops.NonNegative(partial(function, dim=dim, keepdim=bool(call.told(2, "keepdim", False))))
 
     return rule
 
@@ -259,7 +303,7 @@ def _interpolate(call: Call) -> Made:
 
 
 def _permute(call: Call) -> Made:
-    first = call.get(1, "dims")
+    first = call.told(1, "dims")
     dims: tuple[Any, ...] = tuple(first) if isinstance(first, tuple | list) else tuple(call.node.args[1:])
     return _moved(tuple(dim % len(dims) for dim in dims))
 
@@ -267,7 +311,7 @@ def _permute(call: Call) -> Made:
 def _transpose(call: Call) -> Made:
     call.refuse_others(3, "input", "dim0", "dim1")
     dims = list(range(len(call.shape) + 1))
-    a, b = (int(call.get(i, f"dim{i - 1}")) for i in (1, 2))
+    a, b = (int(call.told(i, f"dim{i - 1}")) for i in (1, 2))
     dims[a], dims[b] = dims[b], dims[a]
     return _moved(tuple(dims))
 
@@ -281,8 +325,15 @@ def _moved(dims: tuple[int, ...]) -> Made:
 def _slice(call: Call) -> Made:
     value, index = call.input(), call.get(1, "")
     index = index if isinstance(index, tuple) else (index,)
-    if not all(isinstance(part, int | slice | None | type(...)) for part in index):
-        raise Unsupported("only numbers and slices are supported as indices")
+    if not index:
+        return None
+    parts = [
+        number
+        for part in index
+        for number in ([part.start, part.stop, part.step] if isinstance(part, slice) else [part])
+    ]
+    if not all(isinstance(part, int | None | type(...)) for part in parts):
+        raise Unsupported("only numbers and slices between numbers are supported as indices")
     taken = sum(part is not None and part is not ... for part in index)
     whole = index[0] == slice(None) or (index[0] is ... and taken < call.values[value].ndim)
     if not whole:
@@ -295,18 +346,26 @@ def _pick(value: Tensor, index: tuple[Any, ...]) -> Tensor:
 
 
 def _clamp(call: Call) -> Made:
-    low, high = call.get(1, "min"), call.get(2, "max")
-    if not all(end is None or isinstance(end, int | float) for end in (low, high)):
-        raise Unsupported("its limits must be numbers")
-    return _between(low, high)
+    call.refuse_others(3, "input", "min", "max")
+    return _between(call.told(1, "min"), call.told(2, "max"))
+
+
+def _clamp_to(end: str) -> CallRule:
+    """`clamp_min` or `clamp_max`."""
+
+    def rule(call: Call) -> Made:
+        limit = call.told(1, end)
+        return _between(limit, None) if end == "min" else _between(None, limit)
+
+    return rule
 
 
 def _hardtanh(low: float, high: float) -> CallRule:
-    return lambda call: _between(call.get(1, "min_val", low), call.get(2, "max_val", high))
+    return lambda call: _between(call.told(1, "min_val", low), call.told(2, "max_val", high))
 
 
 def _dropout(call: Call) -> Made:
-    if call.get(2, "training", True):
+    if call.told(2, "training", True):
         raise Unsupported(
             "it is random in evaluation mode too: say training=self.training, or use nn.Dropout"
         )
@@ -329,14 +388,17 @@ def _maximum(function: Callable[..., Tensor]) -> CallRule:
 
 def _pad_call(call: Call) -> Made:
     call.refuse_others(4, "input", "pad", "mode", "value")
-    if call.get(2, "mode", "constant") != "constant":
+    if call.told(2, "mode", "constant") != "constant":
         raise Unsupported("only constant padding is supported here; use the convolution's padding_mode")
-    return _pad(call.get(1, "pad"), float(call.get(3, "value") or 0.0), call)
+    return _pad(call.told(1, "pad"), float(call.told(3, "value") or 0.0), call)
 
 
 def _linear_call(call: Call) -> Made:
-    bias = call.get(2, "bias")
-    return ops.Linear(call.live(call.get(1, "weight")), None if bias is None else call.live(bias))
+    weight, bias = call.get(1, "weight"), call.get(2, "bias")
+    made = ops.Linear(call.live(weight), None if bias is None else call.live(bias))
+    if call.values[weight].ndim != 2:
+        raise Unsupported("its weight must be a matrix")
+    return made
 
 
 def _conv_call(call: Call) -> Made:
@@ -344,16 +406,16 @@ def _conv_call(call: Call) -> Made:
     return ops.Conv(
         weight=call.live(call.get(1, "weight")),
         bias=None if bias is None else call.live(bias),
-        stride=call.get(3, "stride", 1),
-        padding=call.get(4, "padding", 0),
-        dilation=call.get(5, "dilation", 1),
-        groups=call.get(6, "groups", 1),
+        stride=call.told(3, "stride", 1),
+        padding=call.told(4, "padding", 0),
+        dilation=call.told(5, "dilation", 1),
+        groups=call.told(6, "groups", 1),
     )
 
 
 def _sum(sign: int) -> CallRule:
     def rule(call: Call) -> Made:
-        call.refuse_others(2)
+        call.refuse_others(2, "input", "other")
         first, second = call.get(0, "input"), call.get(1, "other")
         if call.is_input(first) and call.is_input(second):
             shapes = {call.values[n].shape[1:] for n in (first, second)}
@@ -369,7 +431,7 @@ def _sum(sign: int) -> CallRule:
 
 
 def _product(call: Call) -> Made:
-    call.refuse_others(2)
+    call.refuse_others(2, "input", "other")
     first, second = call.get(0, "input"), call.get(1, "other")
     if call.is_input(first) and call.is_input(second):
         raise Unsupported("a product of two values is not affine")
@@ -378,7 +440,7 @@ def _product(call: Call) -> Made:
 
 
 def _quotient(call: Call) -> Made:
-    call.refuse_others(2)
+    call.refuse_others(2, "input", "other")
     value, divisor = call.get(0, "input"), call.get(1, "other")
     if not call.is_input(value) or call.is_input(divisor):
         raise Unsupported("only division by a constant is affine")
@@ -391,7 +453,7 @@ def _negative(_call: Call) -> Made:
 
 def _concatenate(call: Call) -> Made:
     call.refuse_others(2, "tensors", "dim")
-    parts, dim = call.get(0, "tensors"), int(call.get(1, "dim", 0))
+    parts, dim = call.get(0, "tensors"), int(call.told(1, "dim", 0))
     dim = dim + len(call.shape) + 1 if dim < 0 else dim
     if dim == 0 or not all(call.is_input(p) for p in parts):
         raise Unsupported("it joins along the batch, or joins constants")
@@ -458,6 +520,9 @@ FUNCTIONS: dict[Any, CallRule] = {
     torch.mm: _matmul,
     torch.clamp: _clamp,
     torch.clip: _clamp,
+    torch.clamp_min: _clamp_to("min"),
+    torch.clamp_max: _clamp_to("max"),
+    torch.clone: lambda _call: None,
     F.relu6: _hardtanh(0.0, 6.0),
     F.hardtanh: _hardtanh(-1.0, 1.0),
     F.dropout: _dropout,
@@ -478,11 +543,15 @@ METHODS: dict[str, CallRule] = {
     "unsqueeze": _flatten_call,
     "unflatten": _flatten_call,
     "contiguous": lambda _call: None,
+    "clone": lambda _call: None,
     "add": _sum(1),
     "add_": _sum(1),
     "sub": _sum(-1),
+    "sub_": _sum(-1),
     "mul": _product,
+    "mul_": _product,
     "div": _quotient,
+    "div_": _quotient,
     "neg": _negative,
     "mean": _over(torch.mean),
     "sum": _over(torch.sum),
@@ -492,6 +561,8 @@ METHODS: dict[str, CallRule] = {
     "clamp": _clamp,
     "clamp_": _clamp,
     "clip": _clamp,
+    "clamp_min": _clamp_to("min"),
+    "clamp_max": _clamp_to("max"),
 }
 
 _LOSS = "it changes no answer: return the logits that it is given, and leave it to the loss"
@@ -507,3 +578,7 @@ _STEADY: set[Any] = {
     *("contiguous", "add", "sub", "mul", "div", "neg", "exp", "sqrt", "abs", "square", "pow"),
     *("relu", "tanh", "sigmoid"),
 }
+
+# What a tensor says of its shape, and what may be reckoned from that.
+_SHAPES = frozenset(["shape", "ndim", "size", "dim", "ndimension", "numel", "nelement"])
+_ARITHMETIC = frozenset(f for module in (operator, math) for f in vars(module).values() if callable(f))

@@ -7,17 +7,20 @@ all at once, with its place in the network.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tightrope.errors import InputError, UnsupportedOperatorError
 from tightrope.graph import ops
@@ -30,14 +33,11 @@ from tightrope.graph.rules import (
     Call,
     Constant,
     Unsupported,
+    about_shapes,
     constant_of,
 )
 
 _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
-_SHAPES = frozenset(
-    ["shape", "ndim", "size", "dim", "ndimension", "numel", "nelement"]
-)  # what a tensor says of its shape
-_ARITHMETIC = frozenset(f for f in vars(operator).values() if callable(f))
 _CALL = nn.Module.__call__  # fx puts another one in its place while it traces
 _BATCH = 2  # examples in the probing pass; more than one, so that a lost batch dimension shows
 
@@ -62,6 +62,10 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
         ['input', '0', '1', '2']
     """
     _check_finite(module)
+    if any(kind.__name__ == "ScriptModule" for kind in type(module).__mro__):
+        raise InputError(
+            "the network is compiled by torch.jit, which cannot be traced: give the nn.Module itself"
+        )
     inside = [name for kind, name in _WRAPPERS.items() if type(module).__name__ == kind]
     if inside:
         raise InputError(
@@ -74,16 +78,10 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
             "not see: put it inside another module that does this in its forward"
         )
     with evaluation(module):
-        try:
-            fx_graph = _Tracer(input_shape).trace(module)
-        except Exception as error:
-            raise UnsupportedOperatorError(
-                f"the network cannot be traced: {_reason(error)}. Its forward may branch on shapes, not on "
-                "values; see docs/architecture.md for what a network may contain"
-            ) from error
+        fx_graph = _Tracer(input_shape).trace(module)
         values, stale = _probe(module, fx_graph, torch.Size(input_shape))
         graph = _translate(module, fx_graph, values, stale)
-        _check_same(module, graph)
+        _check_same(module, fx_graph, graph)
     return graph
 
 
@@ -106,8 +104,8 @@ def check_training_mode(module: nn.Module, input_shape: Sequence[int]) -> None:
         for mode in (False, True):
             module.train(mode)
             tracer = _Tracer(input_shape)
-            nodes = tracer.trace(module).nodes
-            calls.append([(n.op, n.target, str(n.args), str(n.kwargs)) for n in nodes])
+            fx_graph = tracer.trace(module)
+            calls.append([(n.op, n.target, str(n.args), str(n.kwargs)) for n in fx_graph.nodes])
             if tracer.without_gradients:
                 raise InputError(
                     "the network computes under torch.no_grad() in its forward, and tightrope would train "
@@ -118,6 +116,17 @@ def check_training_mode(module: nn.Module, input_shape: Sequence[int]) -> None:
             "the network's forward calls other operators in training mode than in evaluation mode (a branch "
             "on self.training?), and tightrope trains what it does in evaluation mode: use modules that know "
             "both modes, such as nn.Dropout and BatchNorm, and leave out heads that only training has"
+        )
+    if _is_on_meta(module):
+        return
+    trained = copy.deepcopy(module).train()
+    device = _like(module).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        _, stale = _probe(trained, fx_graph, torch.Size(input_shape))
+    if stale:
+        raise InputError(
+            "in training mode the network reads a value that a layer overwrote in place "
+            f"({', '.join(sorted(n.name for n in stale))}): use nn.Dropout without inplace=True there"
         )
 
 
@@ -133,10 +142,28 @@ class _Shaped(fx.Proxy):
     tracer: _Tracer
 
     def __len__(self) -> int:
-        return len(self.tracer.about_shapes(self, _BATCH))
+        return self.tracer.length(self)
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.steady(self))
+
+    def __int__(self) -> int:
+        return int(self.tracer.steady(self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.steady(self))
 
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
         return _Attribute(self, name)
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[[_Shaped, Any], fx.Proxy]:
+    """`x += y` as a call of its own: fx takes it for `x = x + y`, which leaves other names of x alone."""
+    return lambda proxy, other: proxy.tracer.create_proxy("call_function", function, (proxy, other), {})
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"):
+    setattr(_Shaped, f"__i{_name}__", _in_place(getattr(operator, f"__i{_name}__")))
 
 
 class _Attribute(_Shaped, fx.proxy.Attribute):
@@ -151,11 +178,46 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.input_shape = input_shape
 
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        try:
+            return super().trace(root, concrete_args)
+        except UnsupportedOperatorError:
+            raise
+        except Exception as error:
+            raise UnsupportedOperatorError(
+                f"the network cannot be traced: {_reason(error)}. Its forward may branch on shapes, not on "
+                "values; see docs/architecture.md for what a network may contain"
+            ) from error
+
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,  # noqa: ARG002
+        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,  # noqa: ARG002
+    ) -> tuple[Any, list[Any]]:
+        """The input is a proxy; whatever else the forward can be told stays as it is by default."""
+        _, *given = inspect.signature(root_fn).parameters.values()
+        places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        asked = [one for one in given if one.default is one.empty and one.kind not in optional]
+        takes_one = any(one.kind in (*places, inspect.Parameter.VAR_POSITIONAL) for one in given[:1])
+        if not takes_one or asked not in ([], given[:1]):
+            raise UnsupportedOperatorError("the network must take exactly one input tensor")
+        return root_fn, [self.root, self.create_proxy("placeholder", "input", (), {})]
+
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
+    ) -> fx.Node:
         self.without_gradients |= not torch.is_grad_enabled()
-        return super().create_node(*args, **kwargs)
+        if target is getattr and args[1] == "data":
+            raise Unsupported("it reads `.data`, so that what is done to it goes unseen")
+        return super().create_node(kind, target, args, kwargs, *more, **named)
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, np.generic):
+            a = a.item()
+        elif isinstance(a, np.ndarray):
+            raise Unsupported("it uses a NumPy array; register that as a buffer instead")
         if isinstance(a, Tensor):
             owned = (*self.root.parameters(), *self.root.buffers(), *self.tensor_attrs)
             if not any(a is tensor for tensor in owned):
@@ -170,34 +232,34 @@ class _Tracer(fx.Tracer):
         return _Shaped(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """A condition on shapes holds for every batch of such inputs, or for none."""
-        answers = {bool(self.about_shapes(obj, batch)) for batch in (1, _BATCH, _BATCH + 1)}
-        if len(answers) > 1:
-            raise Unsupported("it branches on how many examples a batch has")
-        return answers.pop()
+        """A condition on shapes."""
+        return bool(self.steady(obj, bool))
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
         """The entries of a shape."""
-        return (operator.getitem(obj, i) for i in range(len(self.about_shapes(obj, _BATCH))))
+        return (operator.getitem(obj, i) for i in range(self.length(obj)))
+
+    def length(self, obj: fx.Proxy) -> int:
+        """How many dimensions a shape has."""
+        return len(self.about_shapes(obj, _BATCH))
+
+    def steady(self, obj: fx.Proxy, kind: Callable[[Any], Any] = lambda value: value) -> Any:
+        """What follows from the shape of every batch of such inputs, however many examples it has."""
+        answers = {kind(self.about_shapes(obj, batch)) for batch in (1, _BATCH, _BATCH + 1)}
+        if len(answers) > 1:
+            raise Unsupported("it branches on how many examples a batch has, or computes with it")
+        return answers.pop()
 
     def about_shapes(self, obj: fx.Proxy, batch: int) -> Any:
         """What a proxy stands for in a batch of so many examples, if their shape determines it."""
-        rests_on, shapes = {obj.node}, set[fx.Node]()
+        rests_on = {obj.node}  # it may be made by being asked for
+        shapes = about_shapes(self.graph)
         for n in reversed(self.graph.nodes):
             rests_on.update(n.all_input_nodes if n in rests_on else ())
-        for n in self.graph.nodes:
-            if n not in rests_on or n.op not in ("call_function", "call_method"):
-                continue
-            reads_shape = n.target in _SHAPES or (n.target is getattr and n.args[1] in _SHAPES)
-            reckons = n.op == "call_method" or n.target in _ARITHMETIC  # not torch.rand(x.shape[1])
-            if reads_shape or (reckons and n.all_input_nodes and shapes.issuperset(n.all_input_nodes)):
-                shapes.add(n)
-            elif n.target not in FUNCTIONS and n.target not in METHODS:
-                break  # the shape of what this yields may depend on values
-        else:
-            if obj.node in shapes:
-                return self._value(obj.node, batch)
-        raise Unsupported("it branches on values, or iterates over them")
+        calls = (n for n in rests_on - shapes if n.op in ("call_function", "call_method"))
+        if obj.node not in shapes or not all(_has_steady_shape(n, shapes) for n in calls):
+            raise Unsupported("it branches on values, iterates over them or asks for their len()")
+        return self._value(obj.node, batch)
 
     @cached_property
     def _still(self) -> nn.Module:
@@ -222,6 +284,13 @@ class _Tracer(fx.Tracer):
             nn.Module.__call__ = tracing  # type: ignore[method-assign]
 
 
+def _has_steady_shape(n: fx.Node, shapes: set[fx.Node]) -> bool:
+    """Whether the shape of what a call yields follows from the shapes of what it reads."""
+    if n.target is operator.getitem:  # not `x[x > 0]`
+        return shapes.issuperset(n.all_input_nodes[1:])
+    return n.target in FUNCTIONS or n.target in METHODS
+
+
 def _is_altered(module: nn.Module) -> bool:
     """Whether a call does something else than the forward of the module's class."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
@@ -231,6 +300,11 @@ def _like(module: nn.Module) -> Tensor:
     """A tensor with the dtype and device of the network's parameters."""
     tensors = (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
     return next(tensors, torch.empty(0))
+
+
+def _is_on_meta(module: nn.Module) -> bool:
+    """Whether the network has no values, so that nothing can be tried on it."""
+    return _like(module).is_meta
 
 
 def _check_finite(module: nn.Module) -> None:
@@ -265,8 +339,6 @@ def _probe(module: nn.Module, graph: fx.Graph, shape: torch.Size) -> tuple[dict[
                 versions[n] = values[n]._version
             return values[n]
 
-    if len([n for n in graph.nodes if n.op == "placeholder"]) != 1:
-        raise UnsupportedOperatorError("the network must take exactly one input tensor")
     like = _like(module)
     x = torch.zeros(_BATCH, *shape, dtype=like.dtype, device=like.device)
     try:
@@ -288,7 +360,7 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any], s
     index: dict[fx.Node, int] = {}
     constants: dict[fx.Node, Constant] = {}
     problems: list[str] = []
-    needed = _needed(graph)
+    needed, numbers = _needed(graph), about_shapes(graph)
     for n in graph.nodes:
         if n not in needed:
             continue
@@ -315,7 +387,9 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any], s
                 raise Unsupported("it yields several tensors")
             if value.shape[:1] != (_BATCH,):
                 raise Unsupported(f"its result of shape {tuple(value.shape)} lost the batch dimension")
-            chain, inputs = _operators(module, n, values, constants)
+            chain, inputs = _operators(module, Call(n, values, constants, numbers))
+            if value.ndim == 1 and any(isinstance(op, ops.Activation) for op in chain):
+                raise Unsupported("it has one number per example: keep a dimension, (batch, 1), for it")
         except (Unsupported, InputError) as reason:
             problems.append(f"  {label}: {reason}")
             index[n] = 0  # keep going, to report every problem at once
@@ -384,20 +458,15 @@ def _target(n: fx.Node) -> str:
     return n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))
 
 
-def _operators(
-    module: nn.Module,
-    n: fx.Node,
-    values: dict[fx.Node, Any],
-    constants: dict[fx.Node, Constant],
-) -> tuple[list[ops.Operator], list[fx.Node]]:
-    """The operators for one fx node, one after another, and the nodes it reads; none for an identity."""
-    call = Call(n, values, constants)
+def _operators(module: nn.Module, call: Call) -> tuple[list[ops.Operator], list[fx.Node]]:
+    """The operators for one call, one after another, and the nodes it reads; none for an identity."""
+    n = call.node
     if n.op == "call_module":
         target = module.get_submodule(str(n.target))
         if _is_altered(target):
             raise Unsupported(
-                "it has forward hooks, or a forward of its own, which a bound would not see; use "
-                "parametrizations or a subclass instead"
+                "it has forward hooks, or a forward of its own, which a bound would not see; use a "
+                "subclass or torch.nn.utils.parametrizations (they have weight_norm, too), or prune.remove"
             )
         make = MODULES.get(type_before_parametrizations(target))
         if make is None:
@@ -417,25 +486,85 @@ def _chain(made: ops.Operator | list[ops.Operator] | None) -> list[ops.Operator]
     return made if isinstance(made, list) else [] if made is None else [made]
 
 
+class _Calls(TorchDispatchMode):
+    """The tensor operations that are called meanwhile, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is not torch.ops.aten.detach.default:  # torch.utils.checkpoint detaches where fx does not
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.inference_mode(False)
 @torch.no_grad()
-def _check_same(module: nn.Module, graph: Graph) -> None:
-    """The traced network must compute what the module computes; a difference is a bug or a trick."""
-    like = _like(module)
-    if like.is_meta:
+def _check_same(module: nn.Module, fx_graph: fx.Graph, graph: Graph) -> None:
+    """The traced network must compute what the module computes; a difference is a bug or a trick.
+
+    It is tried on other numbers of examples than the probing pass had, so that a network shows which mixes
+    them or fixes how many there are, and on entries far outside of [0, 1], where clamps and thresholds show.
+    """
+    if _is_on_meta(module):
         return
-    generator = torch.Generator().manual_seed(0)
-    # Another batch size than the probing pass had, so that a network which mixes examples shows.
-    x = torch.rand(_BATCH + 1, *graph.input_shape, generator=generator).to(like)
-    try:
-        expected, got = module(x.clone()), graph.run(x)[0]  # the module may overwrite its input
-    except Exception as error:
-        raise UnsupportedOperatorError(
-            f"the network takes a batch of {_BATCH} examples but not one of {_BATCH + 1}, so its forward "
-            f"mixes examples or fixes the size of a batch: {_reason(error)}"
-        ) from error
-    difference = float((expected - got).abs().max()) if expected.shape == got.shape else math.inf
-    if not difference <= 1e4 * torch.finfo(like.dtype).eps * max(1.0, float(expected.abs().max())):
-        raise UnsupportedOperatorError(
-            "the traced network does not compute what the module computes (largest difference "
-            f"{difference:.3g}): its forward depends on something tracing cannot see"
-        )
+    like, generator = _like(module), torch.Generator().manual_seed(0)
+    inputs = {
+        1.0: torch.rand(_BATCH + 1, *graph.input_shape, generator=generator),
+        10.0: torch.randn(1, *graph.input_shape, generator=generator),
+        100.0: torch.randn(_BATCH + 1, *graph.input_shape, generator=generator),
+    }
+    for scale, entries in inputs.items():
+        x = scale * entries.to(like)
+        try:
+            with torch.set_grad_enabled(len(x) == 1 and not like.is_inference()):  # forwards may ask
+                with _Calls() as calls:
+                    expected = module(x.clone())  # it may overwrite its input
+                with _Calls() as traced:
+                    fx.Interpreter(fx.GraphModule(module, fx_graph)).run(x.clone())
+            got = _run(graph, x)
+        except UnsupportedOperatorError:
+            raise
+        except Exception as error:
+            raise UnsupportedOperatorError(
+                f"the network takes a batch of {_BATCH} examples but not one of {len(x)}, so its forward "
+                f"mixes examples or fixes the size of a batch: {_reason(error)}"
+            ) from error
+        if calls.names != traced.names:
+            raise UnsupportedOperatorError(
+                "the network does something else when it is called than while it is traced: its forward "
+                "looks at what tracing changes (isinstance(x, torch.Tensor), torch.is_grad_enabled(), hooks "
+                "of containers, a __call__ of its own ...)"
+            )
+        expected, got = expected.detach(), got.detach()
+        if len(x) == 1 and expected.numel() == got.numel():  # `squeeze()` also drops the batch
+            expected = expected.view_as(got)
+        if not bool(torch.isfinite(expected).all()) and scale > 1:
+            continue  # half precision
+        difference = float((expected - got).abs().max()) if expected.shape == got.shape else math.inf
+        if not difference <= 1e4 * torch.finfo(like.dtype).eps * max(1.0, float(expected.abs().max())):
+            raise UnsupportedOperatorError(
+                "the traced network does not compute what the module computes (largest difference "
+                f"{difference:.3g}): its forward depends on something tracing cannot see"
+            )
+
+
+def _run(graph: Graph, x: Tensor) -> Tensor:
+    """The logits in evaluation, if every value on the way has an entry for each example."""
+    values = [x]
+    for node in graph.nodes[1:]:
+        assert node.op is not None
+        values.append(node.op.apply(*(values[j] for j in node.inputs)))
+        if values[-1].shape != (len(x), *node.shape):
+            raise UnsupportedOperatorError(
+                f"{node.name}: of {len(x)} examples it makes a value of shape {tuple(values[-1].shape)}: it "
+                "mixes examples, or fixes the size of a batch"
+            )
+    return values[-1]
