@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.utils import parametrizations
 
 from tightrope.errors import DivergedError
 from tightrope.train import Loss, Method, Ramp, methods, terms
@@ -44,6 +45,23 @@ def test_the_step_follows_the_weighted_sum_of_the_losses(network, batch):
         {"natural": terms.natural(b).mean().item(), "size": b.logits.square().mean().item()}
     )
     assert result.gradient_norm == pytest.approx(expected.norm().item())
+
+
+def test_weights_that_move_at_each_use_stay_the_same_for_a_step(network, batch):
+    module = network()
+    for layer in (module[0], module[3]):
+        parametrizations.spectral_norm(layer)
+    seen = []
+
+    def look(b):
+        seen.append(module[3].weight.detach().clone())
+        return terms.natural(b) + 0 * module[3].weight.sum()
+
+    before = module[3].parametrizations.weight[0]._u.clone()
+    train_step(a_method(one=look, two=look), batch(module), sgd(module), 0.0)
+    assert torch.equal(*seen)
+    assert not torch.equal(before, module[3].parametrizations.weight[0]._u)  # once a step it moves
+    assert all(part.training for part in module.modules())
 
 
 def test_a_term_may_be_one_value_for_the_batch(network, batch):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tightrope.errors import DivergedError
 from tightrope.train.batch import Batch
@@ -54,11 +56,12 @@ def train_step(
     weights = {loss.name: at(loss.weight, batch.progress) for loss in method.losses}
     active = {loss.name: (loss, weights[loss.name]) for loss in method.losses if weights[loss.name] != 0}
     try:
-        if part is None or part >= len(batch.y):
-            gradient = method.combiner(active, batch, parameters)
-            _learn(method, active, batch)
-        else:
-            gradient = _in_parts(method, active, batch, parameters, part)
+        with _steady_weights(batch.graph.module):
+            if part is None or part >= len(batch.y):
+                gradient = method.combiner(active, batch, parameters)
+                _learn(method, active, batch)
+            else:
+                gradient = _in_parts(method, active, batch, parameters, part)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not math.isfinite(float(norm)):
             raise DivergedError(f"the gradient of {' + '.join(active)} is {float(norm)}")
@@ -76,6 +79,28 @@ def train_step(
     if method.radii is not None:
         notes = notes | {"mean radius": float(torch.as_tensor(batch.region.eps).mean())}
     return StepResult(gradient.losses, notes, float(norm))
+
+
+@contextmanager
+def _steady_weights(module: nn.Module) -> Iterator[None]:
+    """Weights that are computed from others change once now, and not at each use, as spectral norm's do.
+
+    A network's value and its bounds would otherwise be those of different networks.
+    """
+    parts = list[nn.Module]()
+    owners = (owner for _, owner in module.named_modules() if parametrize.is_parametrized(owner))
+    for owner in owners:
+        for name, chain in owner.parametrizations.items():
+            with torch.no_grad():
+                getattr(owner, name)
+            parts += [part for part in chain.modules() if part.training]
+    for part in parts:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.training = True
 
 
 def _in_parts(
