@@ -195,14 +195,14 @@ class _Tracer(fx.Tracer):
         concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,  # noqa: ARG002
     ) -> tuple[Any, list[Any]]:
         """The input is a proxy; whatever else the forward can be told stays as it is by default."""
-        _, *given = inspect.signature(root_fn).parameters.values()
-        places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        asked = [one for one in given if one.default is one.empty and one.kind not in optional]
-        takes_one = any(one.kind in (*places, inspect.Parameter.VAR_POSITIONAL) for one in given[:1])
-        if not takes_one or asked not in ([], given[:1]):
-            raise UnsupportedOperatorError("the network must take exactly one input tensor")
-        return root_fn, [self.root, self.create_proxy("placeholder", "input", (), {})]
+        x = self.create_proxy("placeholder", "input", (), {})
+        try:
+            inspect.signature(root_fn).bind(self.root, x)
+        except TypeError as error:
+            raise UnsupportedOperatorError(
+                f"the network must take exactly one input tensor, the rest by default: {error}"
+            ) from error
+        return root_fn, [self.root, x]
 
     def create_node(
         self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
@@ -278,7 +278,7 @@ class _Tracer(fx.Tracer):
         nn.Module.__call__ = _CALL  # type: ignore[method-assign]
         try:
             with torch.inference_mode(False), torch.no_grad():
-                return fx.Interpreter(fx.GraphModule(self._still, graph)).run(x)
+                return fx.Interpreter(self._still, graph=graph).run(x)
         finally:
             nn.Module.__call__ = tracing  # type: ignore[method-assign]
 
