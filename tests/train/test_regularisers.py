@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from tightrope.bounds import Interval
 from tightrope.train.batch import SMALLEST_EPS
-from tightrope.train.regularisers import shi_relu, shi_tightness
+from tightrope.train.regularisers import l1, shi_relu, shi_tightness
 
 TAU = 0.5
 
@@ -136,3 +137,21 @@ def test_wide_boxes_cost_and_narrow_ones_do_not(batch):
 def test_a_network_without_activations_costs_nothing(batch, term):
     x, y = inputs(5)
     assert term(batch(nn.Sequential(nn.Linear(6, 3)).double(), eps=0.1, x=x, y=y)).item() == 0
+
+
+def test_l1_is_of_the_weights_that_the_network_reads(batch, network):
+    module = network(norm=True)
+    expected = sum(layer.weight.abs().sum() for layer in (module[0], module[4], module[7]))
+    torch.testing.assert_close(l1(batch(module)), expected)
+    module[7].weight.requires_grad_(False)
+    torch.testing.assert_close(l1(batch(module)), expected - module[7].weight.abs().sum())
+    module[7].weight.requires_grad_(True)
+    parametrizations.weight_norm(module[4])  # the same function of two other parameters
+    torch.testing.assert_close(l1(batch(module)), expected)
+    module[4].parametrizations.weight.original1.data.mul_(3)
+    torch.testing.assert_close(l1(batch(module)), expected)
+    module[0].bias = nn.Parameter(torch.zeros(4))
+    tied = nn.Sequential(layer := nn.Linear(3, 3), nn.ReLU(), layer)
+    torch.testing.assert_close(
+        l1(batch(tied, x=torch.rand(2, 3), y=torch.tensor([0, 1]))), layer.weight.abs().sum()
+    )

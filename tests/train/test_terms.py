@@ -333,6 +333,18 @@ class TestModern:
             assert (margins >= whole - 1e-5).all()
         torch.testing.assert_close(margins, whole)  # a share of 1 is the whole region
 
+    @pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 0.9])
+    def test_sabr_s_box_is_not_cut_where_the_region_has_room(self, network, batch, share):
+        asked, _, _ = self.look(network, batch)
+        asked = batch(
+            network(), eps=0.1, x=(asked.x * 3 - 1).clamp(0, 1), y=asked.y
+        )  # mostly black and white
+        problem = asked.small(self.ATTACK, share)
+        inner, outer = problem.region.corners(problem.x), asked.region.corners(asked.x)
+        expected = (outer[1] - outer[0]).clamp(max=2 * share * 0.1)
+        torch.testing.assert_close(inner[1] - inner[0], expected, atol=1e-6, rtol=0)
+        assert (expected < 0.2).any()
+
     def test_a_small_box_of_no_size_is_the_attack(self, network, batch):
         asked, moved, _ = self.look(network, batch)
         found = terms.bounded(Interval(), terms.small(self.ATTACK, 0.0))(asked)

@@ -116,6 +116,24 @@ def test_an_offset_is_the_lost_margins_share_and_nothing_where_it_is_won(network
     assert (state["eps.offsets"][rest] == 0).all()
 
 
+def test_offsets_have_their_own_precision():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert AutoEps(0.1).begin(3)["eps.offsets"].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_examples_count_by_whether_intervals_certify_them_where_the_loss_mixes_bounds_with_an_attack(
+    batch, network
+):
+    b = batch(network(), eps=0.05)
+    for method in (tr.methods.cc_ibp(eps=0.05), tr.methods.mtl_ibp(eps=0.05), tr.methods.exp_ibp(eps=0.05)):
+        (margins,) = [loss.margins for loss in method.losses if loss.certified]
+        torch.testing.assert_close(margins(b), IBP(b))
+
+
 def test_while_there_is_no_radius_nothing_is_learned(network, batch):
     radii = AutoEps(0.15)
     state = radii.begin(12)

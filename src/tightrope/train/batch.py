@@ -224,16 +224,20 @@ class Batch:
     def small(self, attack: Pgd | None, share: float) -> Problem:
         """The margins over a box of `share` of the radius, in the region and near what an attack found.
 
+        An l_inf box keeps away from the ends of the domain, which would cut it, as far as the region lets it.
         Without an attack, it lies anywhere.
         """
         if (attack, share) not in self._small:
             region, rest = self.floored, self.floored.with_eps((1 - share) * self.floored.eps)
-            centre = (
-                rest.sample(self.x, self.generator)
-                if attack is None
-                else rest.project(self.x, self.attacked(attack).detach())
-            )
             box = region.with_eps(share * region.eps)
+            if attack is None:
+                centre = rest.sample(self.x, self.generator)
+            else:
+                found = self.attacked(attack).detach()
+                if region.norm == "inf" and region.domain is not None:
+                    (low, high), radius = region.domain, torch.as_tensor(box.radius(self.x))
+                    found = found.clamp((low + radius).to(found), (high - radius).to(found))
+                centre = rest.project(self.x, found)
             self._small[attack, share] = Problem(self.fixed, centre, box, self.problem.spec, self.generator)
         return self._small[attack, share]
 

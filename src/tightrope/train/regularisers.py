@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tightrope.bounds import Estimator, Interval
 from tightrope.bounds.pullback import Scheme
@@ -138,9 +141,18 @@ def xiao_stability(batch: Batch) -> Float[Tensor, "batch"]:
 
 
 def l1(batch: Batch) -> Float[Tensor, ""]:
-    """`sum |W|` over the weights that are trained; biases do not count."""
-    weights = [p for p in batch.graph.module.parameters() if p.requires_grad and p.ndim > 1]
-    return torch.stack([weight.abs().sum() for weight in weights]).sum()
+    """`sum |W|` over the weights that are trained, as the network reads them; biases do not count."""
+    weights = {id(p): p for p in _weights(batch.graph.module) if p.requires_grad and p.ndim > 1}
+    return torch.stack([weight.abs().sum() for weight in weights.values()]).sum()
+
+
+def _weights(module: nn.Module) -> Iterator[Tensor]:
+    """The parameters of every module; of parametrised ones what is computed, not what of."""
+    for path, owner in module.named_modules():
+        if "parametrizations" not in path.split("."):
+            yield from owner.parameters(recurse=False)
+        if parametrize.is_parametrized(owner):
+            yield from (getattr(owner, name) for name in owner.parametrizations)
 
 
 def _relu_boxes(batch: Batch, engine: Estimator) -> list[tuple[Tensor, Tensor]]:

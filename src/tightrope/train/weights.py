@@ -81,7 +81,7 @@ class AutoEps:
 
     def begin(self, examples: int) -> State:
         """See `Radii`."""
-        return {"eps.offsets": torch.zeros(examples)}
+        return {"eps.offsets": torch.zeros(examples, dtype=torch.float32)}
 
     def __call__(self, eps: float, index: Int[Tensor, "batch"], state: State) -> Float[Tensor, "batch"]:
         """See `Radii`."""

@@ -54,7 +54,8 @@ def cc_ibp(
     """
     eps, _ = on(ramp, eps)
     attack = Pgd(steps=steps, step=step, keep_best=False)
-    loss = robust_loss(1.0, terms.between(attack, alpha))
+    term = terms.worst_case(terms.between(attack, alpha))
+    loss = Loss("robust", 1.0, term, terms.bounded(Interval()))
     return Method("cc-ibp", eps, (loss,), initialise=ibp_initialisation)
 
 
