@@ -185,8 +185,8 @@ def test_options_say_all_there_is_to_say(name, options):
         again = build_method({"name": name, **read})
         assert again.options == method.options
         assert (again.name, again.eps, again.initialise) == (method.name, method.eps, method.initialise)
-        assert [replace(loss, term=terms.natural, margins=None) for loss in again.losses] == [
-            replace(loss, term=terms.natural, margins=None) for loss in method.losses
+        assert [replace(loss, term=terms.natural, margins=None, join=None) for loss in again.losses] == [
+            replace(loss, term=terms.natural, margins=None, join=None) for loss in method.losses
         ]
 
 

@@ -17,7 +17,7 @@ from tightrope.attacks import fgsm as one_step
 from tightrope.bounds import Interval, crown_ibp, fast_lin
 from tightrope.bounds.pullback import Scheme
 from tightrope.graph import trace
-from tightrope.train import Ramp, terms
+from tightrope.train import Loss, Ramp, methods, terms
 from tightrope.train.batch import Search
 from tightrope.train.regularisers import relu_stability
 from tightrope.train.stages import Layerwise
@@ -358,9 +358,9 @@ class TestModern:
         torch.testing.assert_close(terms.between(self.ATTACK, alpha)(asked), expected)
         weak = F.cross_entropy(moved, asked.y, reduction="none")
         robust = F.cross_entropy(-lower, asked.y, reduction="none")
-        torch.testing.assert_close(
-            terms.exponential(self.ATTACK, alpha)(asked), robust**alpha * weak ** (1 - alpha)
-        )
+        loss = methods.exp_ibp(eps=0.1, alpha=alpha, steps=self.ATTACK.steps, step=self.ATTACK.step).losses[0]
+        expected = robust.mean() ** alpha * weak.mean() ** (1 - alpha)
+        torch.testing.assert_close(loss.value(asked), expected)
 
 
 class TestConnected:
@@ -407,23 +407,28 @@ class TestConnected:
         module = small_network(23, norm=False)
         first, second = terms.bounded(crown_ibp()), terms.bounded(Interval())
 
-        def gradient(term):
-            loss = term(batch(module, eps=0.1, x=x, y=y)).sum()
+        def gradient(value):
+            loss = value(batch(module, eps=0.1, x=x, y=y))
             return torch.autograd.grad(loss, [*module.parameters()])
 
-        b = batch(module, eps=0.1, x=x, y=y)
-        one, two = terms.worst_case(first)(b), terms.worst_case(second)(b)
-        torch.testing.assert_close(terms.product(first, second, weight)(b), one * two)
+        b, factors = batch(module, eps=0.1, x=x, y=y), [terms.worst_case(m) for m in (first, second)]
+        loss = Loss("connected", 1.0, terms.both(*factors), second, join=terms.product(weight))
+        one, two = (factor(b).mean() for factor in factors)
+        torch.testing.assert_close(loss.value(b), one * two)
         expected = [
             weight * left + right
             for left, right in zip(
-                gradient(lambda b: terms.worst_case(first)(b) * two.detach()),
-                gradient(lambda b: one.detach() * terms.worst_case(second)(b)),
+                gradient(lambda b: factors[0](b).mean() * two.detach()),
+                gradient(lambda b: one.detach() * factors[1](b).mean()),
                 strict=True,
             )
         ]
-        for found, other in zip(gradient(terms.product(first, second, weight)), expected, strict=True):
+        for found, other in zip(gradient(loss.value), expected, strict=True):
             torch.testing.assert_close(found, other)
+        weighed = replace(loss, weigh=lambda b, _: torch.arange(1.0, 1.0 + len(b.y)))
+        w = torch.arange(1.0, 1.0 + len(y), dtype=x.dtype)
+        w /= w.sum()
+        torch.testing.assert_close(weighed.value(b), (w @ factors[0](b)) * (w @ factors[1](b)))
 
     def test_examples_that_do_not_move_are_trained_on_their_own_margins(self, batch):
         x, y = examples(24, count=3)

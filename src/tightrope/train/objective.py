@@ -24,9 +24,10 @@ class Loss:
     Args:
         name: how metrics and errors call it.
         weight: a number or a schedule; while it is 0, the term is not computed.
-        term: the loss per example.
+        term: the loss per example, or several per example, `(batch, several)`, whose means `join` makes one.
         margins: the lower bounds of the margins that it rests on, if it bounds the worst case.
         weigh: how much each example counts, if not all the same.
+        join: what the loss is of the means of several terms, `(several,) -> ()`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Loss:
     term: Term
     margins: Margins | None = None
     weigh: Weigh | None = None
+    join: Callable[[Tensor], Tensor] | None = None
 
     @property
     def certified(self) -> bool:
@@ -44,9 +46,11 @@ class Loss:
         """The (weighted) mean over the batch."""
         values = self.term(batch)
         if self.weigh is None or self.margins is None:
-            return values.mean()
-        weights = batch.weighed[self.name] = self.weigh(batch, self.margins)
-        return (weights * values).sum() / weights.sum()
+            mean = values.mean(0)
+        else:
+            weights = batch.weighed[self.name] = self.weigh(batch, self.margins)
+            mean = weights.to(values) @ values / weights.sum()
+        return self.join(mean) if self.join is not None and mean.ndim else mean
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Losses per example: `batch -> (batch,)`."""
+"""Losses per example: `batch -> (batch,)`, and how the means of two are joined."""
 
 from __future__ import annotations
 
@@ -94,15 +94,19 @@ def between(attack: Pgd, alpha: float) -> Margins:
     return margins
 
 
-def exponential(attack: Pgd, alpha: float) -> Term:
-    """`L_IBP^alpha L_adv^(1 - alpha)` (De Palma et al. 2024, Exp-IBP)."""
-    robust, weak = worst_case(bounded(Interval())), adversarial(attack, fixed=True)
+def both(first: Term, second: Term) -> Term:
+    """Two terms, `(batch, 2)`, for a loss that joins their means; `natural` while nothing moves."""
+    return lambda batch: natural(batch) if batch.still else torch.stack([first(batch), second(batch)], 1)
 
-    def term(batch: Batch) -> Float[Tensor, "batch"]:
-        low, high = (loss(batch).clamp(min=1e-12).log() for loss in (weak, robust))
-        return torch.lerp(low, high, alpha).exp()
 
-    return term
+def geometric(alpha: float) -> Callable[[Tensor], Tensor]:
+    """`L_1^(1 - alpha) L_2^alpha` of two losses (De Palma et al. 2024, Exp-IBP)."""
+
+    def join(losses: Float[Tensor, "2"]) -> Float[Tensor, ""]:
+        first, second = losses.clamp(min=1e-12).log()
+        return torch.lerp(first, second, alpha).exp()
+
+    return join
 
 
 def worst_case(margins: Margins) -> Term:
@@ -159,20 +163,17 @@ def connected(attack: Pgd, split: int, inside: Inside = whole) -> Margins:
     return margins
 
 
-def product(first: Margins, second: Margins, weight: float) -> Term:
-    """`CE(-m_1, y) CE(-m_2, y)`; the gradient of the first factor is multiplied by `weight`.
+def product(weight: float) -> Callable[[Tensor], Tensor]:
+    """`L_1 L_2` of two losses; the gradient of the first is multiplied by `weight`.
 
     Source: Mao et al. 2023 (TAPS); methods.md, section 7.
     """
-    one, two = worst_case(first), worst_case(second)
 
-    def term(batch: Batch) -> Float[Tensor, "batch"]:
-        if batch.still:
-            return natural(batch)
-        factor = one(batch)
-        return (weight * factor - (weight - 1) * factor.detach()) * two(batch)
+    def join(losses: Float[Tensor, "2"]) -> Float[Tensor, ""]:
+        one, two = losses.unbind()
+        return (weight * one - (weight - 1) * one.detach()) * two
 
-    return term
+    return join
 
 
 def relaxed(scheme: Scheme) -> Margins:

@@ -85,7 +85,7 @@ def mtl_ibp(
 def exp_ibp(
     eps: Number, alpha: Share = 0.3, steps: Whole = 1, step: Positive = 10.0, ramp: Course = EXPRESSIVE
 ) -> Method:
-    """Exp-IBP (De Palma et al. 2024): `L_IBP^alpha L_adv^(1 - alpha)`.
+    """Exp-IBP (De Palma et al. 2024): `L_IBP^alpha L_adv^(1 - alpha)` of the batch's mean losses.
 
     Args:
         eps: radius at the end of the ramp, in pixel units; or a schedule.
@@ -97,7 +97,8 @@ def exp_ibp(
     eps, _ = on(ramp, eps)
     attack = Pgd(steps=steps, step=step, keep_best=False)
     margins = terms.bounded(Interval())
-    loss = Loss("robust", 1.0, terms.exponential(attack, alpha), margins)
+    term = terms.both(terms.adversarial(attack, fixed=True), terms.worst_case(margins))
+    loss = Loss("robust", 1.0, term, margins, join=terms.geometric(alpha))
     return Method("exp-ibp", eps, (loss,), initialise=ibp_initialisation)
 
 
@@ -112,7 +113,7 @@ def taps(
 ) -> Method:
     """TAPS (Mao et al. 2023): `L_IBP L_PIA`, an attack of each class in the interval box of a middle layer.
 
-    In the ramp there is `L_IBP` alone.
+    The product is of the batch's mean losses. In the ramp there is `L_IBP` alone.
 
     Args:
         eps: radius at the end of the ramp, in pixel units; or a schedule (a ramp sets the course too).
@@ -168,10 +169,10 @@ def _connected(
     """IBP in the ramp; from its end on, the product of IBP's loss and of an attack's in a latent box."""
     eps, ramp = on(ramp, eps)
     after, margins = Course(begin=ramp.finish, finish=ramp.finish), terms.bounded(Interval(), inside)
-    both = terms.product(terms.connected(attack, split, inside), margins, weight)
+    factors = map(terms.worst_case, (terms.connected(attack, split, inside), margins))
     losses = (
         robust_loss(after.between(1.0, 0.0), terms.bounded(Interval())),
-        Loss("connected", after.between(0.0, 1.0), both, margins),
+        Loss("connected", after.between(0.0, 1.0), terms.both(*factors), margins, join=terms.product(weight)),
     )
     fits = partial(split_node, behind=split)
     return Method(name, eps, losses, initialise=ibp_initialisation, fits=fits)
