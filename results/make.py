@@ -298,9 +298,9 @@ def sweep_page() -> str:
             "`exp-ibp` 4.5 and 3.6, those of `shi-ibp` 2.7 and 3.6 (on two machines). A row has the "
             "same cost and epochs at both eps. The table at 0.3 is not complete yet. To be trained anew, "
             "since the code does something else today ([what](methods/modern.md)): at 0.1 "
-            "`mtl-ibp+reweight`, `cc-ibp`, `advcrown-ibp` and `relu-stability` (attacked inputs were in their running BatchNorm "
-            "statistics); everywhere `exp-ibp`, `taps` and `staps` (they multiplied their losses example by "
-            "example), `sabr` and `staps` (their box was cut at 0 and 1).",
+            "`mtl-ibp+reweight`, `advcrown-ibp` and `relu-stability` (attacked inputs were in their "
+            "running BatchNorm statistics), `exp-ibp`, `taps` and `staps` (they multiplied their losses "
+            "example by example), `sabr` and `staps` (their box was cut at 0 and 1).",
             width=110,
         ),
         "",
