@@ -299,8 +299,8 @@ def sweep_page() -> str:
             "same cost and epochs at both eps. The table at 0.3 is not complete yet. To be trained anew, "
             "since the code does something else today ([what](methods/modern.md)): at 0.1 "
             "`mtl-ibp+reweight`, `advcrown-ibp` and `relu-stability` (attacked inputs were in their "
-            "running BatchNorm statistics), `exp-ibp`, `taps` and `staps` (they multiplied their losses "
-            "example by example), `sabr` and `staps` (their box was cut at 0 and 1).",
+            "running BatchNorm statistics), `taps` and `staps` (they multiplied their losses example by "
+            "example), `sabr` and `staps` (their box was cut at 0 and 1).",
             width=110,
         ),
         "",
