@@ -53,7 +53,9 @@ class Call:
         if isinstance(self.values[n], Tensor):
             return n
         if n not in self.sizes:
-            raise Unsupported("it reads a value as a number, which is one only today; use the tensor itself")
+            raise Unsupported(
+                "it reads a value as a number, which would stay as it is; use the tensor itself"
+            )
         return self.values[n]
 
     def told(self, position: int, name: str, default: Any = None) -> Any:
@@ -94,7 +96,7 @@ class Call:
 
 
 def about_shapes(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose value follows from the shapes of others: what a tensor says of its shape, and sums."""
+    """The nodes whose value follows from shapes: what tensors say of theirs, and what is reckoned of that."""
     found = set[fx.Node]()
     for n in graph.nodes:
         if n.op not in ("call_function", "call_method"):

@@ -235,8 +235,9 @@ class Batch:
             else:
                 found = self.attacked(attack).detach()
                 if region.norm == "inf" and region.domain is not None:
-                    (low, high), radius = region.domain, torch.as_tensor(box.radius(self.x))
-                    found = found.clamp((low + radius).to(found), (high - radius).to(found))
+                    low, high = region.domain
+                    radius = torch.as_tensor(box.radius(self.x), dtype=found.dtype, device=found.device)
+                    found = found.clamp(low + radius, high - radius)
                 centre = rest.project(self.x, found)
             self._small[attack, share] = Problem(self.fixed, centre, box, self.problem.spec, self.generator)
         return self._small[attack, share]
