@@ -297,10 +297,9 @@ def sweep_page() -> str:
             "other work ran, and is not exact: the two runs of `ibp` at 0.1 had 3.1 and 2.7, those of "
             "`exp-ibp` 4.5 and 3.6, those of `shi-ibp` 2.7 and 3.6 (on two machines). A row has the "
             "same cost and epochs at both eps. The table at 0.3 is not complete yet. To be trained anew, "
-            "since the code does something else today ([what](methods/modern.md)): at 0.1 `advcrown-ibp` "
-            "and `relu-stability` (attacked inputs were in their running BatchNorm statistics), `taps` and "
-            "`staps` (they multiplied their losses example by example), `sabr` and `staps` (their box was "
-            "cut at 0 and 1).",
+            "since the code does something else today ([what](methods/modern.md)): at 0.1 `relu-stability` "
+            "(attacked inputs were in its running BatchNorm statistics), `taps` and `staps` (they "
+            "multiplied their losses example by example, and the box of `staps` was cut at 0 and 1).",
             width=110,
         ),
         "",
