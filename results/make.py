@@ -298,8 +298,8 @@ def sweep_page() -> str:
             "`exp-ibp` 4.5 and 3.6, those of `shi-ibp` 2.7 and 3.6 (on two machines). A row has the "
             "same cost and epochs at both eps. The table at 0.3 is not complete yet. To be trained anew, "
             "since the code does something else today ([what](methods/modern.md)): at 0.1 `relu-stability` "
-            "(attacked inputs were in its running BatchNorm statistics), `taps` and `staps` (they "
-            "multiplied their losses example by example, and the box of `staps` was cut at 0 and 1).",
+            "(attacked inputs were in its running BatchNorm statistics) and `staps` (it multiplied its "
+            "losses example by example, and its box was cut at 0 and 1).",
             width=110,
         ),
         "",
