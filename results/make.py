@@ -332,13 +332,14 @@ def _sweep_section(found: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     rows = _by_name(found)
+    front = _front(found, rows)
     for name, runs in rows.items():
         counts = zip(*map(_counts, runs), strict=True)
         cells = " | ".join(_share(count, found["examples"]) for count in counts)
         radius = runs[0]["recipe"]["method"].get("eps", "")
         several = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
         cost = f"{runs[0]['epochs']} | {runs[0]['plain_steps_per_step']:.1f}"
-        shown = f"**`{name}`**" if name in _front(found, rows) else f"`{name}`"
+        shown = f"**`{name}`**" if name in front else f"`{name}`"
         lines.append(f"| {shown}{several} | {radius} | {cells} | {cost} |")
     made = sorted({row["trained"]["commit"][:7] for row in found["rows"]})
     dates = sorted({row["trained"]["date"][:10] for row in found["rows"]})
@@ -365,12 +366,14 @@ def _shares(found: dict[str, Any], runs: list[dict[str, Any]]) -> list[float]:
 
 def _front(found: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> set[str]:
     """The rows that no other one equals or beats in both clean and certified accuracy."""
-    shares = {name: (all_[0], all_[2]) for name, runs in rows.items() for all_ in [_shares(found, runs)]}
-    return {
-        name
-        for name, (clean, certified) in shares.items()
-        if not any(one[0] >= clean and one[1] >= certified for other, one in shares.items() if other != name)
-    }
+    shares = {name: _shares(found, runs) for name, runs in rows.items()}
+
+    def matched(name: str) -> bool:
+        clean, _, certified, *_ = shares[name]
+        others = (shares[other] for other in shares if other != name)
+        return any(other[0] >= clean and other[2] >= certified for other in others)
+
+    return {name for name in shares if not matched(name)}
 
 
 def sweep_pictures() -> dict[str, str]:

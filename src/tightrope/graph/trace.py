@@ -87,7 +87,8 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Graph:
 def check_training_mode(module: nn.Module, input_shape: Sequence[int]) -> None:
     """Refuse a network whose forward calls other operators in training mode than in evaluation mode.
 
-    Or one that holds gradients back by `torch.no_grad()`, which tracing does not see.
+    Or one that holds gradients back by `torch.no_grad()`, which tracing does not see, or that reads what a
+    layer (`nn.Dropout(inplace=True)`) overwrites in training mode only.
 
     What is trained is what was traced, and that is the network in evaluation mode: a branch on
     `self.training` would be left out in silence. `nn.Dropout` and BatchNorm are operators that know both.

@@ -22,7 +22,7 @@ from tightrope.spec import Spec
 from tightrope.train.stages import WHOLE, Stage
 
 Term = Callable[["Batch"], Tensor]
-"""A loss: `batch -> (batch,)`, one value per example; a regulariser yields one value for the batch."""
+"""A loss: `batch -> (batch,)`, one per example, or `(batch, several)`; a regulariser yields one value."""
 
 Margins = Callable[["Batch"], Tensor]
 """Lower bounds of the margins over every class, 0 at the label's own: `batch -> (batch, classes)`."""
