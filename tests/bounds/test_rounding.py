@@ -1,12 +1,14 @@
 """The error bound against exact arithmetic, and against the same bounds computed with half the digits."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
 from torch import nn
 
-from tightrope.bounds import Interval, Problem, crown, crown_ibp, fast_lin, rounding_error
+from tightrope.bounds import Interval, Problem, crown, crown_ibp, entering_error, fast_lin, rounding_error
+from tightrope.bounds.alpha import Frame
 from tightrope.graph import recast, trace
 from tightrope.region import REGIONS, Box
 from tightrope.spec import Spec
@@ -61,6 +63,33 @@ def test_no_point_lies_below_a_bound_in_float32_less_its_error(name, engine):
         coins = torch.rand(100, *low.shape, generator=generator) < 0.5
         logits = many.graph.run(torch.where(coins, low, high).flatten(0, 1))[0].view(100, len(low), 4)
         assert ((many.spec.rows @ logits.unsqueeze(3)).squeeze(3) >= lower).all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_neither_where_multiples_of_neurons_are_taken_off(name):
+    """As branch and bound does with the neurons of a cell; they may be any neurons, and any multiples."""
+    for seed in range(3):
+        graph, region = (
+            net(name, seed, spread=2),
+            Box(1e-4),
+        )  # hardly a neuron is unstable: the bound is tight
+        few, many = (at(graph, dtype, region, seed) for dtype in (torch.float32, torch.float64))
+        boxes, errors = few.bounds(crown()).boxes, entering_error(few)
+        frame = Frame.over(few.graph, few.x, region, boxes, "triangle")
+        all_of_them = torch.arange(frame.low.shape[1] - 1).expand(len(few.x), -1)
+        frame = replace(frame, places=all_of_them)
+        generator = torch.Generator().manual_seed(seed)
+        push = 1e6 * torch.randn(all_of_them.shape, generator=generator)
+        rows, reached = few.spec.rows[:, 2:3], {}
+        bound = frame.bound(rows, frame.slopes(), push, reached).squeeze(1).double()
+
+        point = region.project(many.x, region.minimiser(few.x, reached[0]).squeeze(1).double())
+        logits, entering = many.graph.entering(point)
+        nothing = push[:, :0]
+        beside = torch.cat([nothing, *(entering[i].flatten(1) for i, _ in frame.slices())], 1)
+        value = (rows.squeeze(1) * logits).sum(1) - (push * beside).sum(1)
+        off = torch.cat([nothing, *(errors[i].flatten(1) for i, _ in frame.slices())], 1).double()
+        assert (value >= bound - rounding_error(few)[:, 2].double() - (push.abs() * off).sum(1)).all()
 
 
 def exact_lower(layers, x, eps, row):

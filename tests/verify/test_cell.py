@@ -30,6 +30,12 @@ def test_an_empty_cell_is_proved():
     assert solve([(1, 0, -5), (1, 0, -0.7), (-1, 0, 0.2)]).proof > 0.1  # x0 >= 0.7 and x0 <= 0.2
 
 
+def test_what_cancels_in_a_proof_counts_in_its_size():
+    nearest = solve([(1e6, 0, 1 - 0.5e6), (1e6, 0, -1 - 0.5e6)])
+    assert nearest.proof == pytest.approx(1.0)
+    assert nearest.size > 1e5
+
+
 def test_a_witness_is_found():
     nearest = solve([(1, 0, -0.5), (1, 0, -0.3), (0, 1, -0.9)])
     assert nearest.proof < 0

@@ -10,7 +10,7 @@ from tightrope.bounds.latent import Latent
 from tightrope.bounds.linear import Linear, crown, crown_ibp, fast_lin
 from tightrope.bounds.projected import Projected
 from tightrope.bounds.relaxed import Forward, RelaxedNetwork
-from tightrope.bounds.rounding import rounding_error
+from tightrope.bounds.rounding import entering_error, rounding_error
 
 __all__ = [
     "Bounds",
@@ -34,6 +34,7 @@ __all__ = [
     "alpha_crown",
     "crown",
     "crown_ibp",
+    "entering_error",
     "fast_lin",
     "rounding_error",
     "zonotope",

@@ -40,6 +40,23 @@ def rounding_error(problem: Problem) -> Float[Tensor, "batch rows"]:
     Args:
         problem: in the arithmetic in which the bounds were computed.
     """
+    values, share = _values(problem)
+    size, error = (value.flatten(1) for value in values[len(problem.graph.nodes) - 1])
+    return 2 * dot(problem.spec.rows.abs(), error + share * size)
+
+
+def entering_error(problem: Problem) -> dict[int, Float[Tensor, "batch *in"]]:
+    """Likewise of bounds of what enters each activation, by its node number: `2 (E + G M)` there.
+
+    A bound of a margin less multiples of neurons may be wrong by these multiples more.
+    """
+    values, share = _values(problem)
+    entering = ((i, values[node.inputs[0]]) for i, node in problem.graph.activations())
+    return {i: 2 * (error + share * size) for i, (size, error) in entering}
+
+
+def _values(problem: Problem) -> tuple[dict[int, tuple[Tensor, Tensor]], float]:
+    """M and E of every node, and G."""
     graph, x, region = problem.graph, problem.x, problem.region
     boxes = problem.bounds(Interval()).boxes
     share = unit(graph, x.dtype)
@@ -55,8 +72,7 @@ def rounding_error(problem: Problem) -> Float[Tensor, "batch rows"]:
         else:
             assert isinstance(node.op, Activation)
             values[i] = _through(node.op, sizes[0], errors[0], boxes[i], share)
-    size, error = (value.flatten(1) for value in values[len(graph.nodes) - 1])
-    return 2 * dot(problem.spec.rows.abs(), error + share * size)
+    return values, share
 
 
 def unit(graph: Graph, dtype: torch.dtype) -> float:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Interval, Optimised, Problem
+from tightrope.bounds import Bounds, Interval, Optimised, Problem, entering_error
 from tightrope.bounds.alpha import Frame, at_once, climb, part_of
 from tightrope.errors import InputError
 from tightrope.graph import Graph
@@ -162,6 +162,8 @@ class _Search:
         self.known = torch.maximum(crown.lower, interval.lower)
         self.slack = slack(problem, Bounds(self.known, interval.upper, crown.boxes))
         self.frame = Frame.over(self.graph, self.x, self.region, crown.boxes, "triangle")
+        errors, nothing = entering_error(problem), self.x.new_zeros(len(y), 1)
+        self.errors = torch.cat([*(errors[i].flatten(1) for i, _ in self.frame.slices()), nothing], 1)
         self.floor = self.x.new_full((len(y),), torch.inf)
         self.stuck = torch.zeros_like(y, dtype=torch.bool)
         self.spent = self.x.new_zeros(len(y))
@@ -283,9 +285,7 @@ class _Search:
             multipliers=cells.multipliers,
         )
         assert found.multipliers is not None
-        # Multipliers enlarge the numbers that a bound is made of, and so their rounding.
-        reach = torch.maximum(frame.lower.abs(), frame.upper.abs()).gather(1, frame.places)
-        rounding = SLACK_RELATIVE * (found.multipliers * reach).sum(1)
+        rounding = self._rounding(cells, found.multipliers)
         better = found.lower > cells.lower
         return replace(
             cells,
@@ -294,6 +294,11 @@ class _Search:
             slopes=found.slopes,
             multipliers=found.multipliers,
         )
+
+    def _rounding(self, cells: _Cells, multipliers: Tensor) -> Float[Tensor, "cells"]:
+        """What rounding may do to multiples of the neurons that have these multipliers."""
+        errors = self.errors[cells.example].gather(1, self.frame.places[cells.example])
+        return (multipliers * errors).sum(1)
 
     def _examine(self, cells: _Cells) -> _Cells:
         """Bound cells, look for witnesses, decide what cannot be split; the cells that stay open."""
@@ -371,16 +376,16 @@ class _Search:
             nearest = program.solve()
             if nearest is None:
                 break
-            stated = SLACK_ABSOLUTE + SLACK_RELATIVE * nearest.size
-            if nearest.proof > max(stated, float(self.slack[cell.example])):
+            # The program's multipliers come in the order of the neurons, and the margin's first.
+            given = cell.signs[0].nonzero().flatten()
+            given = given[frame.places[0, given].argsort()]
+            weight, multipliers = float(nearest.weights[0]), torch.zeros_like(cell.multipliers)
+            multipliers[0, given] = nearest.weights[1:]
+            rounding = weight * self.slack[cell.example] + self._rounding(cell, multipliers)
+            if nearest.proof > SLACK_ABSOLUTE + SLACK_RELATIVE * nearest.size + float(rounding):
                 proof = torch.full_like(cell.lower, nearest.proof)
                 self.floor.scatter_reduce_(0, cell.example, torch.maximum(cell.lower, proof), "amin")
-                # The program's multipliers come in the order of the neurons, and the margin's first.
-                given = cell.signs[0].nonzero().flatten()
-                given = given[frame.places[0, given].argsort()]
-                multipliers = torch.zeros_like(cell.multipliers)
-                multipliers[0, given] = nearest.weights[1:]
-                self._log(replace(cell, multipliers=multipliers), float(nearest.weights[0]))
+                self._log(replace(cell, multipliers=multipliers), weight)
                 return
             self._try(nearest.point, cell)
             if not self._is_open()[cell.example].all():

@@ -75,7 +75,7 @@ class Nearest:
 
     Args:
         proof: a lower bound of the least s over the region, up to rounding.
-        size: of the numbers that it was computed from.
+        size: of the numbers that it was computed from, all counted as positive.
         point: where the program takes its minimum; it may lie outside a ball, which its cuts only enclose.
         weights: the multipliers of the inequalities.
     """
@@ -141,13 +141,15 @@ class Program:
         point = self.middle + tensor(found.x[:-1]).view_as(like)
         weights = tensor(-found.ineqlin.marginals[: len(self.halves.values)]).clamp(min=0) * self.factors
         row = weights @ self.halves.rows.flatten(1)
-        constant, size = weights @ self.halves.values, weights.abs() @ self.halves.values.abs()
+        constant = weights @ self.halves.values
         # Multipliers of the box tell of the domain, which the minimum over a ball leaves out.
         low = tensor(found.lower.marginals[:-1]).clamp(min=0)
         up = tensor(found.upper.marginals[:-1]).clamp(max=0)
         shift = low @ self.lower + up @ self.upper
         proofs = [constant + self._least(row), constant + shift + self._least(row - low - up)]
-        size = size + row.abs() @ torch.maximum(self.lower.abs(), self.upper.abs())
+        reach = torch.maximum(self.lower.abs(), self.upper.abs())
+        sizes = self.halves.values.abs() + self.halves.rows.flatten(1).abs() @ reach
+        size = weights.abs() @ sizes + (low - up) @ reach
         return Nearest(max(map(float, proofs)), float(size), point, weights.abs())
 
     def _least(self, row: Tensor) -> Tensor:
