@@ -296,10 +296,7 @@ def sweep_page() -> str:
             "a table are not told apart. What a step costs was timed before each run at 0.1, while "
             "other work ran, and is not exact: the two runs of `ibp` at 0.1 had 3.1 and 2.7, those of "
             "`exp-ibp` 4.5 and 3.6, those of `shi-ibp` 2.7 and 3.6 (on two machines). A row has the "
-            "same cost and epochs at both eps. The table at 0.3 is not complete yet. To be trained anew, "
-            "since the code does something else today ([what](methods/modern.md)): at 0.1 `relu-stability` "
-            "(attacked inputs were in its running BatchNorm statistics) and `staps` (it multiplied its "
-            "losses example by example, and its box was cut at 0 and 1).",
+            "same cost and epochs at both eps. The table at 0.3 is not complete yet.",
             width=110,
         ),
         "",
