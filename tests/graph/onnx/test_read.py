@@ -211,6 +211,33 @@ def test_a_network_in_float64_is_read_as_such(tmp_path):
     torch.testing.assert_close(network(x), x @ torch.from_numpy(weight), rtol=1e-14, atol=1e-15)
 
 
+def test_weights_of_more_digits_than_the_input_keep_them(tmp_path):
+    nodes = [
+        node("Cast", "x", "wide", to=TensorProto.DOUBLE),
+        node("MatMul", "wide w", "h"),
+        node("Cast", "h", "y", to=TensorProto.FLOAT),
+    ]
+    weight = array(5, 3, dtype="float64")
+    network = read_onnx(save(tmp_path / "net.onnx", nodes, {"w": weight}, FC))
+    assert torch.equal(next(network.parameters()), torch.from_numpy(weight).T)
+
+
+def test_a_factor_of_weights_loses_no_digit(tmp_path):
+    tenth = float(np.float32(0.1))
+    constants = {"w": array(5, 3), "b": array(3)}
+    nodes = [node("Gemm", "x w b", "y", alpha=tenth, beta=2.0)]
+    network = read_onnx(save(tmp_path / "net.onnx", nodes, constants, FC))
+    weight, bias = network.parameters()
+    assert torch.equal(weight, tenth * torch.from_numpy(constants["w"]).double().T)
+    assert torch.equal(bias, 2 * torch.from_numpy(constants["b"]).double())
+
+
+def test_what_float32_holds_exactly_is_read_as_float32(tmp_path):
+    shape, nodes, constants = NETS["gemm"]
+    network = read_onnx(save(tmp_path / "net.onnx", nodes, constants, shape))
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
 def test_every_operator_that_cannot_be_read_is_reported_with_its_node(tmp_path):
     nodes = [
         node("Erf", "x", "a"),

@@ -71,8 +71,9 @@ def read_onnx(path: Path) -> OnnxNetwork:
     """The network in an ONNX file, in evaluation mode, without gradients.
 
     The input may have a batch dimension, of any size or of one, or none. What only depends on constants is
-    computed when it is read. Where onnxruntime is installed, the network is compared with it on random
-    inputs.
+    computed when it is read, in the file's own precision. Weights and constants are those of the file: the
+    network is in float32 if the input is and these are exact in it, else in float64. Where onnxruntime is
+    installed, the network is compared with it on random inputs.
 
     Args:
         path: the file.
@@ -98,11 +99,11 @@ def read(model: Any, where: str) -> OnnxNetwork:
     """The network that an `onnx.ModelProto` describes; `where` says where it is from. See `read_onnx`."""
     reader = _Reader(model, where)
     network = reader.network().eval().requires_grad_(False)
-    _compare_with_runtime(network, model, reader.input.shape, where)
+    _compare_with_runtime(network, model, reader, where)
     return network
 
 
-def _compare_with_runtime(network: OnnxNetwork, model: Any, shape: Shape, where: str) -> None:
+def _compare_with_runtime(network: OnnxNetwork, model: Any, reader: _Reader, where: str) -> None:
     try:
         import onnxruntime
     except ImportError:
@@ -115,13 +116,14 @@ def _compare_with_runtime(network: OnnxNetwork, model: Any, shape: Shape, where:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    dtype = next((t.dtype for t in network.state_dict().values()), torch.float32)
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(TRIES, *network.input_shape, generator=generator).to(dtype)
-    x[::2] = torch.randn(x[::2].shape, generator=generator).to(dtype)  # beyond images too
+    x = torch.rand(TRIES, *network.input_shape, generator=generator)
+    x[::2] = torch.randn(x[::2].shape, generator=generator)  # beyond images too
+    x = x.to(next((t.dtype for t in network.state_dict().values()), torch.float32))
 
     def runtime(x: Tensor) -> Tensor:
-        found = [session.run(None, {name: one.reshape(shape).numpy()})[0] for one in x]
+        rows = x.to(reader.dtype).reshape(-1, *reader.input.shape)
+        found = [session.run(None, {name: one.numpy()})[0] for one in rows]
         return torch.from_numpy(np.stack(found)).flatten(1)
 
     try:
@@ -185,14 +187,17 @@ class _Reader:
             raise InputError(f"{self.where}: the output does not depend on the input")
         if len(result.example) != 1:
             result = self._add("logits", View((int(np.prod(result.example)),)), (result,), "logits")
-        return OnnxNetwork(self.input.example, self.layers, self.input.name, result.name)
+        network = OnnxNetwork(self.input.example, self.layers, self.input.name, result.name)
+        numbers = [n for n in network.state_dict().values() if n.is_floating_point()]
+        exact = all(torch.equal(n.to(self.dtype).to(n), n) for n in numbers)
+        return network.to(self.dtype) if exact else network
 
     def _add(self, name: str, module: nn.Module, inputs: tuple[Known, ...], output: str) -> Known:
         """Append a step; its output's shape is found by running it on zeros."""
-        module = module.to(self.dtype).eval()
+        module = module.to(torch.float64).eval()
         try:
             with torch.no_grad():
-                found = module(*(torch.zeros(1, *value.example, dtype=self.dtype) for value in inputs))
+                found = module(*(torch.zeros(1, *value.example, dtype=torch.float64) for value in inputs))
         except Exception as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise Unsupported(f"it does not fit its input: {reason}") from error

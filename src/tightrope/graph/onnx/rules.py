@@ -90,9 +90,8 @@ class Call:
         return given
 
     def tensor(self, position: int, what: str) -> Tensor:
-        """A constant input as a tensor of its own."""
-        tensor = torch.from_numpy(np.array(self.constant(position, what)))
-        return tensor if tensor.is_floating_point() else tensor.float()
+        """A constant input as a tensor of its own, in float64, where a product of two float32 is exact."""
+        return torch.from_numpy(np.array(self.constant(position, what))).double()
 
     def value(self, position: int) -> Known:
         """An input that depends on the network's."""
