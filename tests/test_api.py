@@ -227,7 +227,7 @@ def test_certify_goes_on_with_a_file_of_the_same_question_only(run, tmp_path):
     ("arguments", "said"),
     [
         ({"verifier": "ipb"}, "'ipb'"),
-        ({"first": 0}, "positive"),
+        ({"first": 0}, "a whole number from 1 up"),
         ({"device": "tpu"}, "'tpu'"),
     ],
 )

@@ -13,7 +13,18 @@ SOURCE = Path(__file__).parent.parent / "src" / "tightrope"
 
 # Who stands on whom: a part may import itself and every part of an earlier row.
 ROWS = [
-    ("checker", "errors", "extras", "files", "identity", "memory", "parallel", "progress", "provenance"),
+    (
+        "checker",
+        "errors",
+        "extras",
+        "files",
+        "given",
+        "identity",
+        "memory",
+        "parallel",
+        "progress",
+        "provenance",
+    ),
     ("region", "spec", "examples"),
     ("graph",),
     ("bounds",),
@@ -31,9 +42,11 @@ RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 SAME_ROW_ALLOWED = {
     ("extras", "errors"),
     ("files", "errors"),
+    ("given", "errors"),
     ("identity", "errors"),
     ("parallel", "errors"),
     ("parallel", "extras"),
+    ("parallel", "given"),
     ("parallel", "memory"),
 }
 

@@ -74,7 +74,7 @@ class TestRequests:
 
     @pytest.mark.parametrize("jobs", [0, -1])
     def test_no_jobs(self, jobs):
-        with pytest.raises(InputError, match=f"must be positive, got {jobs}"):
+        with pytest.raises(InputError, match=f"must be a whole number from 1 up, got {jobs}"):
             Workers(jobs)
 
     def test_processes_of_this_machine_and_of_a_cluster_at_once(self):

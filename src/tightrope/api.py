@@ -21,6 +21,7 @@ from tightrope.bounds import Bounds, Engine, Interval, Problem
 from tightrope.data import Augment, DataSet, Source, as_source, hold_out
 from tightrope.errors import InputError, RecipeError
 from tightrope.files import check_line, read_lines, to_json, write_atomically
+from tightrope.given import whole
 from tightrope.graph import Graph, check_training_mode, trace
 from tightrope.models import build
 from tightrope.parallel import Workers
@@ -412,8 +413,7 @@ def certify(
         SoundnessViolation: if an example is both certified and attacked.
     """
     _check_question(region, attack, out, resume)
-    if not 0 <= seed < 2**32:
-        raise InputError(f"the seed must lie in 0 to 2**32 - 1, got {seed}")
+    seed = whole(seed, "the seed", 0, 2**32 - 1)
     workers = Workers(jobs, ray)
     where = device_for(workers, device)
     source = as_source(test_set, where)

@@ -22,6 +22,7 @@ import torch
 
 from tightrope.errors import InputError, TightropeError
 from tightrope.extras import require
+from tightrope.given import whole
 from tightrope.memory import keep_freed, share_memory
 
 T = TypeVar("T")
@@ -75,8 +76,7 @@ class Workers:
     ray: str | None = None
 
     def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise InputError(f"the number of jobs must be positive, got {self.jobs}")
+        whole(self.jobs, "the number of jobs", 1)
         if self.jobs > 1 and self.ray is not None:
             raise InputError("jobs are processes of this machine, Ray has its own: give --jobs or --ray")
         if self.ray not in (None, "auto", "local"):

@@ -28,7 +28,7 @@ class Region(ABC):
         domain: smallest and largest value an input may take, or None where inputs are unbounded.
 
     Raises:
-        InputError: if eps is negative, NaN or infinite, or the domain's ends are not in order.
+        InputError: if eps is negative, NaN or infinite, or the domain's ends are infinite or not in order.
     """
 
     eps: float | Float[Tensor, "batch"]
@@ -40,15 +40,19 @@ class Region(ABC):
         if isinstance(self.eps, Tensor):
             usable = self.eps.ndim == 1 and bool((torch.isfinite(self.eps) & (self.eps >= 0)).all())
         else:
-            usable = isinstance(self.eps, int | float) and math.isfinite(self.eps) and self.eps >= 0
+            number = isinstance(self.eps, int | float) and not isinstance(self.eps, bool)
+            usable = number and math.isfinite(self.eps) and self.eps >= 0
         if not usable:
             raise InputError(
                 f"eps must be finite and not negative (a number, or one per example), got {self.eps!r}; "
-                "it is in pixel units, for example 0.3 or 8/255"
+                "it is in pixel units: 0.3, or 8 / 255 without quotes"
             )
-        if self.domain is not None and not (len(self.domain) == 2 and self.domain[0] <= self.domain[1]):
+        if self.domain is not None and not (
+            len(self.domain) == 2 and -math.inf < self.domain[0] <= self.domain[1] < math.inf
+        ):
             raise InputError(
-                f"the domain must be the smallest and the largest value of an input, got {self.domain}"
+                "the domain must be the smallest and the largest value of an input, or None where inputs are "
+                f"unbounded; got {self.domain}"
             )
 
     def with_eps(self, eps: float | Float[Tensor, "batch"]) -> Region:

@@ -13,6 +13,7 @@ from tightrope.errors import IdentityError, InputError, TightropeError
 from tightrope.graph import trace
 from tightrope.region import Box, L1Ball, L2Ball
 from tightrope.verify import VERIFIERS, BoundStage, certify, read_verdicts
+from tightrope.verify.certificates import export
 from tightrope.verify.proof import Leaf, Proof
 from tightrope.verify.stages import CROWN
 
@@ -217,6 +218,19 @@ class TestFiles:
                 z = self.net(x)
                 return nn.functional.relu(z) + z
 
-        from tightrope.verify.certificates import export
-
         assert export(trace(Twice().double(), (2,))).nodes[-1]["op"] == "add"
+
+    def test_logits_of_large_numbers_that_cancel_may_differ_by_their_rounding(self, monkeypatch):
+        first, second = nn.Linear(64, 128, bias=False), nn.Linear(128, 2, bias=False)
+        factors = torch.linspace(1e8, 2e8, 64) / 3
+        with torch.no_grad():
+            first.weight.copy_(torch.cat([torch.eye(64), torch.eye(64).flip(0)]))
+            second.weight.copy_(torch.zeros(2, 128))
+            second.weight[0] = torch.cat([factors, -factors.flip(0)])  # its margin is 0, but for rounding
+        net = nn.Sequential(first, nn.ReLU(), second).double()
+        program = export(trace(net, (64,)))
+        run = checker.Network.run
+        monkeypatch.setattr(checker.Network, "run", lambda network, x: run(network, x) + 1e-2)
+        with pytest.raises(TightropeError, match="computes something else"):
+            export(trace(net, (64,)))
+        assert len(program.nodes) == 4

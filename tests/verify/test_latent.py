@@ -65,5 +65,5 @@ def test_what_cannot_be_asked_is_refused(graph, examples):
         latent_robustness(graph, examples, Box(0.1), "relu")
     with pytest.raises(InputError, match="l_inf"):
         latent_robustness(graph, examples, L2Ball(0.1), "1")
-    with pytest.raises(InputError, match="positive"):
+    with pytest.raises(InputError, match="a whole number from 1 up"):
         latent_robustness(graph, examples, Box(0.1), "1", first=0)

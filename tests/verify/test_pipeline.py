@@ -545,7 +545,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("first", [0, -1])
     def test_no_examples_asked_for(self, graph, examples, first):
-        with pytest.raises(InputError, match=f"must be positive, got {first}"):
+        with pytest.raises(InputError, match=f"must be a whole number from 1 up, got {first}"):
             certify(graph, examples, Box(0.1), first=first)
 
     def test_a_verifier_that_there_is_not(self, graph, examples, tmp_path):

@@ -89,6 +89,33 @@ def test_where_only_equality_is_left_a_strict_property_is_not_refuted():
         assert decide(zero, (2,), [Query(*BOX, (case(([1, 0], 0), strict=strict),))]).result == result
 
 
+def test_a_tie_in_the_middle_of_the_box_hides_no_counter_example_to_a_strict_property():
+    middle = (vector(-1, 0), vector(1, 0))
+    below = Query(*middle, (case(([1, 0], 0), strict=True),))
+    found = decide(identity(), (2,), [below])
+    assert found.result == "sat"
+    assert found.counterexample.y[0] < 0
+    assert decide(identity(), (2,), [below], attack=None).result == "unknown"
+
+
+def test_an_input_that_float64_does_not_have_is_the_number_nearest_to_it(tmp_path):
+    path = tmp_path / "p.vnnlib"
+    declared = "".join(f"(declare-const {name} Real)" for name in ("X_0", "X_1", "Y_0", "Y_1"))
+    bounds = "(assert (and (>= X_0 0) (<= X_0 1) (>= X_1 0.1) (<= X_1 0.1)))"
+    path.write_text(f"{declared} {bounds} (assert (<= (+ Y_0 Y_1) 0.5))")
+    found = decide(identity(), (2,), read_vnnlib(path, 2, 2))
+    assert found.result == "sat"
+    assert found.counterexample.x[1] == 0.1
+
+
+def test_numbers_beyond_float32_are_attacked_in_float64():
+    net = nn.Linear(2, 2, bias=False)
+    nn.init.eye_(net.weight)
+    for limit, result in ((-2e39, "unsat"), (-1e38, "sat")):
+        query = Query(vector(-1e39, 0), vector(1e39, 0), (case(([1, 0], limit)),))
+        assert decide(net, (2,), [query]).result == result
+
+
 def random_query(seed: int) -> Query:
     generator = torch.Generator().manual_seed(seed)
 

@@ -14,6 +14,7 @@ from tightrope.bounds import Latent, Linear, Problem
 from tightrope.bounds.latent import NOISE, boxes_upto
 from tightrope.errors import InputError
 from tightrope.examples import Examples
+from tightrope.given import whole
 from tightrope.graph import Graph, recast
 from tightrope.progress import Progress
 from tightrope.region import Box, Region
@@ -81,8 +82,8 @@ def latent_robustness(
     """
     if not isinstance(region, Box) or isinstance(region.eps, Tensor):
         raise InputError("latent regions are there for l_inf balls of one radius: use --norm inf")
-    if first is not None and first < 1:
-        raise InputError(f"the number of examples must be positive, got {first}")
+    first = None if first is None else whole(first, "the number of examples", 1)
+    seed = whole(seed, "the seed", 0, 2**32 - 1)
     network = recast(graph, torch.float32)
     cut = _find(network, node)
     total = min(first or len(examples), len(examples))

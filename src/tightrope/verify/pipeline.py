@@ -22,6 +22,7 @@ from tightrope.bounds import Problem
 from tightrope.errors import InputError, SoundnessViolation
 from tightrope.examples import Examples
 from tightrope.files import fingerprint, save_tensors
+from tightrope.given import positive, whole
 from tightrope.graph import Graph, recast
 from tightrope.parallel import Workers
 from tightrope.region import Region
@@ -35,7 +36,7 @@ from tightrope.verify.records import FORMAT, VERDICTS
 from tightrope.verify.resumable import ALONE, Rest, go_through
 from tightrope.verify.stages import Stage, answer, attack_stage
 from tightrope.verify.verdict import Status, Verdict, Witness, summarise
-from tightrope.verify.verifiers import VERIFIERS, check_time_limit, find_verifier
+from tightrope.verify.verifiers import VERIFIERS, find_verifier
 
 CHUNK = 250  # examples per batch at most, and between two writes
 SEARCHED = 8  # likewise, where each may take as long as its time limit allows
@@ -132,7 +133,8 @@ def certify(
     """
     if isinstance(region.eps, Tensor):
         raise InputError("a certification has one radius for all examples: give eps as a number")
-    check_time_limit(time_limit)
+    time_limit = positive(time_limit, "the time limit in seconds")
+    first = None if first is None else whole(first, "the number of examples", 1)
     stages = find_verifier(verifier)
     if any(isinstance(stage, Milp) for stage in stages):
         check_linear(region)
@@ -210,6 +212,14 @@ def _certificates(
     return keeper
 
 
+def _in_float32(graph: Graph) -> Graph:
+    """The network in float32, if that holds all of its numbers; else as it is."""
+    try:
+        return recast(graph, torch.float32)
+    except InputError:
+        return graph
+
+
 class Judge:
     """Judges batches of examples of one network.
 
@@ -241,7 +251,7 @@ class Judge:
             stages = [replace(s, keep=True) if isinstance(s, BranchAndBound) else s for s in stages]
         self.certificates = certificates
         self.exact = recast(graph, torch.float64)
-        self.fast = recast(graph, torch.float32) if attack else self.exact
+        self.fast = _in_float32(self.exact) if attack else self.exact
         self.region, self.stages, self.attack, self.seed = region, stages, attack, seed
         self.limit, self.leaves, self.spent = limit, leaves, spent or {}
 

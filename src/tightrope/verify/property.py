@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,12 +18,13 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from tightrope.attacks import Pgd
+from tightrope.given import positive
 from tightrope.graph import trace
 from tightrope.region import Box
 from tightrope.verify.pipeline import Judge, stop_at_contradictions
-from tightrope.verify.stages import CERTIFICATION_ATTACK
-from tightrope.verify.verdict import Verdict
-from tightrope.verify.verifiers import check_time_limit, find_verifier
+from tightrope.verify.stages import CERTIFICATION_ATTACK, attack_stage
+from tightrope.verify.verdict import Verdict, Witness
+from tightrope.verify.verifiers import find_verifier
 from tightrope.verify.vnnlib import Case, Query
 
 Result = Literal["sat", "unsat", "unknown"]
@@ -34,7 +35,8 @@ class CounterExample:
     """An input in one of a property's boxes, and the outputs that it must not have.
 
     Args:
-        x: the input, in the network's shape.
+        x: the input, in the network's shape; where no number of float64 lies between an input's bounds, it is
+            the one nearest to them.
         y: the outputs, computed in float64.
     """
 
@@ -99,7 +101,7 @@ def decide(
         True
     """
     began = time.perf_counter()
-    check_time_limit(time_limit)
+    time_limit = positive(time_limit, "the time limit in seconds")
     stages = find_verifier(verifier)
     network = copy.deepcopy(model).to(device, torch.float64).eval().requires_grad_(False)
     shape, undecided = tuple(input_shape), 0
@@ -111,6 +113,11 @@ def decide(
         with stop_at_contradictions():
             (verdict,) = judge(centre, label, torch.tensor([number], device=device))
         found = _replay(verdict, asked, network, query)
+        if found is None and verdict.status == "misclassified" and attack is not None:
+            # The box's middle is a tie, which a strict inequality leaves out; beside it there may be another.
+            near = attack_stage(attack, judge.fast, judge.exact, centre, label, judge.region, [seed + number])
+            verdict = replace(verdict, witness=Witness(near.point[0], int(near.predicted[0])))
+            found = _replay(verdict, asked, network, query)
         if found is not None:
             return Decision("sat", found, undecided, time.perf_counter() - began)
         undecided += verdict.status != "robust"
@@ -127,8 +134,6 @@ def _replay(verdict: Verdict, asked: _Question, network: nn.Module, query: Query
     cube = torch.zeros_like(like) if verdict.witness is None else verdict.witness.point.to(like)
     ends = query.inside or (query.lower, query.upper)
     lower, upper = (corner.to(cube).view_as(cube) for corner in ends)
-    if bool((lower > upper).any()):  # no number of float64 lies in the box
-        return None
     x = asked.to_box(cube).clamp(lower, upper)
     y = network(x.unsqueeze(0)).squeeze(0).cpu()
     return CounterExample(x.cpu(), y) if any(case.holds(y) for case in query.cases) else None

@@ -24,6 +24,7 @@ from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict bef
 from tightrope.bounds import Problem
 from tightrope.errors import InputError
 from tightrope.examples import Examples
+from tightrope.given import positive
 from tightrope.graph import Graph, recast
 from tightrope.parallel import Workers
 from tightrope.region import Region
@@ -32,7 +33,7 @@ from tightrope.verify.pipeline import CHUNK, exact_inputs, identify
 from tightrope.verify.records import Count, Kind, Length, read_records
 from tightrope.verify.resumable import ALONE, go_through
 from tightrope.verify.stages import Stage, answer
-from tightrope.verify.verifiers import check_time_limit, find_verifier
+from tightrope.verify.verifiers import find_verifier
 
 FORMAT = "tightrope-radius/1"
 
@@ -156,11 +157,12 @@ def certified_radii(
     largest = region.eps
     if isinstance(largest, Tensor) or not largest > 0:
         raise InputError(f"the largest radius to look at must be one number above 0 (--eps), got {largest}")
-    if not largest * FINEST <= tolerance < math.inf:
+    tolerance = positive(tolerance, "the tolerance")
+    if tolerance < largest * FINEST:
         raise InputError(f"the tolerance must be a number from {largest * FINEST:.2g} up, got {tolerance}")
     if batch < 1:
         raise InputError(f"the number of examples in a batch must be positive, got {batch}")
-    check_time_limit(time_limit)
+    time_limit = positive(time_limit, "the time limit in seconds")
     stages = find_verifier(verifier)
     if not stages:
         raise InputError(f"the verifier {verifier!r} proves nothing, so there is no radius; choose another")

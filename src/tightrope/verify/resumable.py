@@ -16,6 +16,7 @@ from torch import Tensor
 from tightrope.errors import InputError
 from tightrope.examples import Examples
 from tightrope.files import append_lines, to_json, write_atomically
+from tightrope.given import whole
 from tightrope.identity import check_identity
 from tightrope.memory import keep_freed
 from tightrope.parallel import Workers
@@ -86,8 +87,7 @@ def go_through(
         IdentityError: if the file to resume from rests on something else.
         TightropeError: if workers died; what was done is in the file.
     """
-    if first is not None and first < 1:
-        raise InputError(f"the number of examples must be positive, got {first}")
+    first = None if first is None else whole(first, "the number of examples", 1)
     known: dict[int, R] = {}
     keep_freed()
     with _only_writer_of(out), workers.pool() as pool:  # a file is begun only where there are workers

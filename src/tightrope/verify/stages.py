@@ -236,7 +236,7 @@ def attack_stage(
 
     Args:
         attack: the attack.
-        fast: the network in float32.
+        fast: the network in float32; the other one, if float32 cannot hold its numbers.
         graph: the network in float64.
         x: inputs in float64.
         y: labels.
@@ -244,7 +244,7 @@ def attack_stage(
             into it again.
         seeds: of each example's random starts.
     """
-    near, once = x.float(), replace(attack, restarts=1)
+    near, once = (x if fast is graph else x.float()), replace(attack, restarts=1)
     generators = [torch.Generator(x.device).manual_seed(seed) for seed in seeds]
     best = answer(graph, x, y)
     for _ in range(attack.restarts):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from numbers import Real
 
 from tightrope.bounds import Intersect, Interval, Linear, Optimised
 from tightrope.errors import InputError
@@ -50,13 +49,3 @@ def find_verifier(name: str) -> tuple[Stage, ...]:
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         raise InputError(f"there is no verifier {name!r}: {hint}Choose {', '.join(VERIFIERS)}")
     return VERIFIERS[name]
-
-
-def check_time_limit(seconds: object) -> None:
-    """Refuse what is no time limit.
-
-    Raises:
-        InputError: if `seconds` is no positive number.
-    """
-    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not float(seconds) > 0:
-        raise InputError(f"the time limit must be a positive number of seconds, got {seconds!r}")

@@ -64,7 +64,8 @@ class Query:
         lower: lower corner, inputs in order.
         upper: upper corner.
         cases: an input is a counter-example if one of them holds of its outputs.
-        inside: corners of the numbers that lie in the box, if its own were rounded outwards.
+        inside: corners of the numbers that lie in the box, if its own were rounded outwards; where none lies
+            between an input's bounds, the one nearest to them.
     """
 
     lower: Float64[Tensor, "inputs"]
@@ -165,8 +166,11 @@ def _query(box: Sequence[tuple[Fraction, Fraction]], cases: Sequence[Case]) -> Q
         return torch.tensor(values, dtype=torch.float64)
 
     outside = numbers([_below(low) for low, _ in box]), numbers([-_below(-high) for _, high in box])
-    inside = numbers([-_below(-low) for low, _ in box]), numbers([_below(high) for _, high in box])
-    return Query(*outside, tuple(cases), inside)
+    first, last = [-_below(-low) for low, _ in box], [_below(high) for _, high in box]
+    for i, (low, high) in enumerate(box):
+        if first[i] > last[i]:
+            first[i] = last[i] = float((low + high) / 2)
+    return Query(*outside, tuple(cases), (numbers(first), numbers(last)))
 
 
 def _network(command: Sequence[Any]) -> dict[str, str]:
@@ -232,7 +236,10 @@ def _alternatives(formula: Any, names: Names) -> list[list[Atom]]:
     if head in ("<=", "<", ">=", ">", "=", "==") and len(formula) == 3:
         sides = [_linear(part, names) for part in formula[1:]]
         ordered = {"<": [sides], ">": [sides[::-1]], "=": [sides, sides[::-1]]}[head[0]]
-        return [[_atom(small, large, head in ("<", ">")) for small, large in ordered]]
+        atoms = [_atom(small, large, head in ("<", ">")) for small, large in ordered]
+        if any(not factors and (limit < 0 or (strict and limit == 0)) for factors, limit, strict in atoms):
+            return []  # never true
+        return [[atom for atom in atoms if atom[0]]]
     raise _Malformed(f"{_shown(formula)} is no inequality (<=, <, >=, >, =), and, or")
 
 
@@ -276,10 +283,10 @@ def _box(conjunction: Sequence[Atom], inputs: int) -> tuple[tuple[Fraction, Frac
     upper: list[Fraction | None] = [None] * inputs
     for factors, limit, strict in conjunction:
         of_inputs = [name for name in factors if name.startswith("X_")]
-        if not of_inputs and factors:
+        if not of_inputs:
             continue
         if len(factors) != 1:
-            names = ", ".join(sorted(factors)[:4]) or "no variable"
+            names = ", ".join(sorted(factors)[:4])
             raise _Malformed(f"an inequality over {names}: inputs may only have bounds of their own")
         if strict:
             raise _Malformed(f"the bound of {of_inputs[0]} is strict: write <= or >=")
@@ -312,9 +319,9 @@ def _case(conjunction: Sequence[Atom], outputs: int) -> Case:
     limits = torch.zeros(len(mine), dtype=torch.float64)
     for i, (factors, limit, _) in enumerate(mine):
         top = max(factors.values(), key=abs)
-        power = top.denominator.bit_length() - top.numerator.bit_length()
-        # Where float64 might make zeros of all of them, a power of two brings the largest one near 1.
-        scale = Fraction(2) ** (power if abs(power) > 100 else 0)
+        # A power of two, which rounds nothing, brings the largest one near 1: a proof asks for a margin above
+        # an absolute slack.
+        scale = Fraction(2) ** (top.denominator.bit_length() - abs(top.numerator).bit_length())
         for name, factor in factors.items():
             rows[i, int(name[2:])] = float(factor * scale)
         limits[i] = float(limit * scale)
