@@ -158,6 +158,14 @@ def test_what_is_no_target_is_refused(folder, target, said):
         load_target(target)
 
 
+@pytest.mark.parametrize("target", ["net", "net.onnx"])
+def test_what_has_weights_of_its_own_takes_no_others(folder, target):
+    with pytest.raises(
+        InputError, match=f"{target} has weights of its own: leave out --weights w.safetensors"
+    ):
+        load_target(target, Path("w.safetensors"))
+
+
 def test_a_factory_is_found_from_the_current_folder(nets):
     save_file(torch.nn.Linear(3, 2).state_dict(), "weights.safetensors")
     target = load_target("homemade:net", Path("weights.safetensors"))

@@ -139,21 +139,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> None:
-    """Tensors and a JSON header in one safetensors file, written atomically."""
+    """Tensors and a JSON header in one safetensors file, written atomically, with a digest of both."""
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(path, save(contiguous, {"header": to_json(header or {})}))
+    words = to_json(header or {})
+    write_atomically(path, save(contiguous, {"header": words, "sha256": _digest(contiguous, words)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save_tensors` wrote: the tensors, on the CPU, and the header.
 
     Raises:
-        InputError: if the file is missing, truncated, or not a safetensors file.
+        InputError: if the file is missing, truncated, not a safetensors file, or not as it was written.
     """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            header = json.loads((file.metadata() or {}).get("header", "{}"))
+            said = file.metadata() or {}
+        words = said.get("header", "{}")
+        if said.get("sha256", digest := _digest(tensors, words)) != digest:  # other programs write none
+            raise ValueError("its content is not what was written, by its SHA-256")
+        header = json.loads(words)
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except OSError as error:
@@ -163,6 +168,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is corrupt or not a safetensors file ({error}); delete it or restore it"
         ) from error
     return tensors, header
+
+
+def _digest(tensors: Mapping[str, Tensor], header: str) -> str:
+    return hashlib.sha256((fingerprint(tensors) + header).encode()).hexdigest()
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -83,12 +83,18 @@ def load_target(target: str, weights: Path | None = None) -> Target:
 
     Args:
         target: a run or results folder, an `.onnx` file, or `package.module:factory`.
-        weights: safetensors file with the factory's weights.
+        weights: safetensors file with the factory's weights; the others have their own.
 
     Raises:
-        InputError: if there is no such target, its files are missing, corrupt or of another network.
+        InputError: if there is no such target, its files are missing, corrupt or of another network, or
+            weights are given for one that has its own.
     """
     folder = Path(target)
+    if weights is not None and (folder.is_dir() or folder.suffix == ".onnx"):
+        raise InputError(
+            f"{target} has weights of its own: leave out --weights {weights}, or give what makes the network "
+            "as package.module:factory"
+        )
     if folder.is_dir():
         return _from_folder(folder)
     if folder.suffix == ".onnx":
