@@ -232,6 +232,15 @@ def test_a_certified_method_that_ends_without_its_robust_term_is_refused(kappa, 
 
 
 @pytest.mark.parametrize(
+    ("name", "option"),
+    [("sabr", "share"), ("staps", "share"), ("cc-ibp", "alpha"), ("mtl-ibp", "alpha"), ("exp-ibp", "alpha")],
+)
+def test_a_mixture_without_any_bounds_is_refused(name, option):
+    with pytest.raises(InputError, match=rf"{name} cannot be used:\s+{option}: .*greater than 0"):
+        METHODS[name](eps=0.1, **{option: 0.0})
+
+
+@pytest.mark.parametrize(
     "make", [lambda: methods.ibp(0.1, kappa=-0.5), lambda: methods.shi_ibp(0.1, regularise=-1.0)]
 )
 def test_a_negative_weight_is_refused(make):

@@ -19,10 +19,13 @@ from tightrope.train.schedules import Course, Number, Positive, Ramp, Share, Ste
 EXPRESSIVE = Course(shape="smooth", begin=1 / 70, finish=21 / 70)
 """When eps rises in the methods that mix bounds and attacks: epochs 1 to 21 of 70."""
 
+Some = Annotated[Share, Field(gt=0)]
+"""The share of bounds in a mixture: without any, nothing would be trained to be certified."""
+
 
 @published(METHODS)
 def sabr(
-    eps: Number, share: Share = 0.6, steps: Whole = 8, step: Positive = 0.25, ramp: Course = EXPRESSIVE
+    eps: Number, share: Some = 0.6, steps: Whole = 8, step: Positive = 0.25, ramp: Course = EXPRESSIVE
 ) -> Method:
     """SABR (Müller et al. 2023): `CE(-m_IBP)` over a small box inside the region, where an attack points.
 
@@ -41,13 +44,13 @@ def sabr(
 
 @published(METHODS)
 def cc_ibp(
-    eps: Number, alpha: Share = 0.3, steps: Whole = 1, step: Positive = 10.0, ramp: Course = EXPRESSIVE
+    eps: Number, alpha: Some = 0.3, steps: Whole = 1, step: Positive = 10.0, ramp: Course = EXPRESSIVE
 ) -> Method:
     """CC-IBP (De Palma et al. 2024): `CE(-(alpha m_IBP + (1 - alpha) m(x')))`.
 
     Args:
         eps: radius at the end of the ramp, in pixel units; or a schedule.
-        alpha: from an attack alone (0) to intervals alone (1).
+        alpha: from an attack alone (0, refused) to intervals alone (1).
         steps: gradient steps of the attack; with one long step it is FGSM from a random start.
         step: length of one step, as a share of eps.
         ramp: when eps rises.
@@ -61,13 +64,13 @@ def cc_ibp(
 
 @published(METHODS)
 def mtl_ibp(
-    eps: Number, alpha: Share = 0.08, steps: Whole = 1, step: Positive = 10.0, ramp: Course = EXPRESSIVE
+    eps: Number, alpha: Some = 0.08, steps: Whole = 1, step: Positive = 10.0, ramp: Course = EXPRESSIVE
 ) -> Method:
     """MTL-IBP (De Palma et al. 2024): `alpha L_IBP + (1 - alpha) L_adv`.
 
     Args:
         eps: radius at the end of the ramp, in pixel units; or a schedule.
-        alpha: from an attack alone (0) to intervals alone (1).
+        alpha: from an attack alone (0, refused) to intervals alone (1).
         steps: gradient steps of the attack; with one long step it is FGSM from a random start.
         step: length of one step, as a share of eps.
         ramp: when eps rises.
@@ -83,13 +86,13 @@ def mtl_ibp(
 
 @published(METHODS)
 def exp_ibp(
-    eps: Number, alpha: Share = 0.3, steps: Whole = 1, step: Positive = 10.0, ramp: Course = EXPRESSIVE
+    eps: Number, alpha: Some = 0.3, steps: Whole = 1, step: Positive = 10.0, ramp: Course = EXPRESSIVE
 ) -> Method:
     """Exp-IBP (De Palma et al. 2024): `L_IBP^alpha L_adv^(1 - alpha)` of the batch's mean losses.
 
     Args:
         eps: radius at the end of the ramp, in pixel units; or a schedule.
-        alpha: from an attack alone (0) to intervals alone (1).
+        alpha: from an attack alone (0, refused) to intervals alone (1).
         steps: gradient steps of the attack; with one long step it is FGSM from a random start.
         step: length of one step, as a share of eps.
         ramp: when eps rises.
@@ -131,7 +134,7 @@ def taps(
 @published(METHODS)
 def staps(
     eps: Number,
-    share: Share = 0.6,
+    share: Some = 0.6,
     split: Annotated[Whole, Field(ge=1)] = 1,
     weight: Positive = 4.0,
     steps: Whole = 8,
