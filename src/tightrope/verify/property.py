@@ -3,6 +3,8 @@
 A box becomes the cube [-1, 1] by an affine layer before the network. Behind it, a linear layer and a maximum
 yield one margin per case, positive where the case does not hold. That network's class 0 is robust in the cube
 exactly if there is no counter-example in the box: every attack and every verifier can be asked, unchanged.
+Stages that search are given the maximum as ReLUs, which can be split; others as one operator, which can be
+bounded closer.
 """
 
 from __future__ import annotations
@@ -107,11 +109,19 @@ def decide(
     shape, undecided = tuple(input_shape), 0
     for number, query in enumerate(queries):
         asked = _Question(network, shape, query).to(device)
-        judge = Judge(trace(asked, shape), Box(1.0, domain=None), stages, attack, seed, time_limit)
+        graph, cube = trace(asked, shape), Box(1.0, domain=None)
+        conjunctions = any(len(case.rows) > 1 for case in query.cases)
+        bounding = [stage for stage in stages if not (conjunctions and stage.searches)]
+        judge = Judge(graph, cube, bounding, attack, seed, time_limit)
         centre = torch.zeros(1, *shape, dtype=torch.float64, device=device)
         label = torch.zeros(1, dtype=torch.int64, device=device)
+        index = torch.tensor([number], device=device)
         with stop_at_contradictions():
-            (verdict,) = judge(centre, label, torch.tensor([number], device=device))
+            (verdict,) = judge(centre, label, index)
+            if verdict.status == "undecided" and len(bounding) < len(stages):
+                graph = trace(_Question(network, shape, query, split=True).to(device), shape)
+                searches = [stage for stage in stages if stage.searches]
+                (verdict,) = Judge(graph, cube, searches, None, seed, time_limit)(centre, label, index)
         found = _replay(verdict, asked, network, query)
         if found is None and verdict.status == "misclassified" and attack is not None:
             # The box's middle is a tie, which a strict inequality leaves out; beside it there may be another.
@@ -140,9 +150,16 @@ def _replay(verdict: Verdict, asked: _Question, network: nn.Module, query: Query
 
 
 class _Question(nn.Module):
-    """A network whose class 0 is robust in the cube [-1, 1] exactly if no case holds in the box."""
+    """A network whose class 0 is robust in the cube [-1, 1] exactly if no case holds in the box.
 
-    def __init__(self, network: nn.Module, shape: tuple[int, ...], query: Query) -> None:
+    Args:
+        network: from inputs to outputs.
+        shape: of one input.
+        query: the box and the cases.
+        split: whether a maximum is made of ReLUs.
+    """
+
+    def __init__(self, network: nn.Module, shape: tuple[int, ...], query: Query, split: bool = False) -> None:
         super().__init__()
         lower, upper = query.lower.view(shape), query.upper.view(shape)
         middle = (lower + upper) / 2
@@ -152,7 +169,7 @@ class _Question(nn.Module):
         self.register_buffer("middle", middle)
         self.register_buffer("radius", radius)
         self.network = network
-        self.margins = _margins(query.cases)
+        self.margins = _margins(query.cases, split)
         self.answers = nn.Linear(len(query.cases), len(query.cases) + 1, bias=False, dtype=torch.float64)
         with torch.no_grad():
             self.answers.weight.copy_(-torch.eye(len(query.cases) + 1, dtype=torch.float64)[:, 1:])
@@ -166,7 +183,7 @@ class _Question(nn.Module):
         return self.answers(self.margins(self.network(self.to_box(cube))))
 
 
-def _margins(cases: Sequence[Case]) -> nn.Module:
+def _margins(cases: Sequence[Case], split: bool) -> nn.Module:
     """From outputs to `max_i (rows y - limits)_i` of each case: positive where it does not hold."""
     most = max(1, *(len(case.rows) for case in cases))
     outputs = cases[0].rows.shape[1]
@@ -182,4 +199,20 @@ def _margins(cases: Sequence[Case]) -> nn.Module:
         linear.bias.copy_(-limits.flatten())
     if most == 1:
         return linear
+    if split:
+        return nn.Sequential(linear, _Largest(most))
     return nn.Sequential(linear, nn.Unflatten(1, (len(cases), most)), nn.MaxPool1d(most), nn.Flatten())
+
+
+class _Largest(nn.Module):
+    """The largest of every so many entries that follow each other: `max(a, b) = a + relu(b - a)`."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, entries: Any) -> Any:
+        largest = entries[:, :: self.count]
+        for i in range(1, self.count):
+            largest = largest + torch.relu(entries[:, i :: self.count] - largest)
+        return largest
