@@ -6,13 +6,16 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
+import psutil
 import pytest
 import torch
 
@@ -67,6 +70,34 @@ class TestProcesses:
 
         with pytest.raises(TightropeError, match="a worker process was killed"):
             each(work, [()], jobs=2)
+
+    def test_no_process_outlives_one_that_is_killed(self, tmp_path):
+        program = tmp_path / "program.py"
+        program.write_text(
+            "import os, time\n"
+            "from pathlib import Path\n"
+            "from tightrope.parallel import Workers\n"
+            "def work(i):\n"
+            "    Path(str(os.getpid())).touch()\n"
+            "    time.sleep(0.01)\n"
+            "if __name__ == '__main__':\n"
+            "    with Workers(2).pool() as pool:\n"
+            "        for _ in pool.each(work, ((i,) for i in range(10**6))):\n"
+            "            pass\n"
+        )
+        with subprocess.Popen([sys.executable, program], cwd=tmp_path, stderr=subprocess.DEVNULL) as parent:
+            found = wait_for(lambda: [int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()], 60)
+            assert found
+            parent.kill()
+        assert wait_for(lambda: not any(map(psutil.pid_exists, found)), 10)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
+    """What the condition yields once it is true, or when the time is over."""
+    end = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
 
 
 class TestRequests:

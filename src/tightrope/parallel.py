@@ -7,6 +7,8 @@ import logging
 import os
 import socket
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -129,7 +131,7 @@ class _Processes:
         pickled, folder = cloudpickle.dumps(function), str(Path.cwd())
         with parallel_config("loky", n_jobs=self.count, inner_max_num_threads=1):
             results = Parallel(return_as="generator_unordered", batch_size=1)(
-                work(pickled, folder, self.count, batch) for batch in batches
+                work(pickled, folder, self.count, batch, os.getpid()) for batch in batches
             )
             try:
                 yield from results
@@ -241,8 +243,20 @@ def _knock(address: str) -> None:
         ) from None
 
 
-def _alone(pickled: bytes, folder: str, sharing: int, batch: tuple[Any, ...]) -> Any:
-    """Work on a batch in a process that has one thread and its share of the machine's memory."""
+def _alone(
+    pickled: bytes, folder: str, sharing: int, batch: tuple[Any, ...], parent: int | None = None
+) -> Any:
+    """Work on a batch in a process that has one thread and its share of the machine's memory.
+
+    Args:
+        pickled: what works.
+        folder: where modules of the user's own are found.
+        sharing: how many processes share the machine's memory.
+        batch: its arguments.
+        parent: the process that this one must not outlive.
+    """
+    if parent is not None:
+        _leave_with(parent)
     if Path(folder).is_dir():  # a machine of a cluster need not have it
         os.chdir(folder)
         if folder not in sys.path:
@@ -251,6 +265,18 @@ def _alone(pickled: bytes, folder: str, sharing: int, batch: tuple[Any, ...]) ->
     share_memory(sharing)
     keep_freed()
     return _unpickled(pickled)(*batch)
+
+
+@functools.cache
+def _leave_with(parent: int) -> None:
+    """End this process when its parent is gone: it would wait for work for minutes, with all its memory."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @functools.lru_cache(maxsize=1)
