@@ -320,7 +320,9 @@ def prepare(recipe: Recipe, model: nn.Module, source: Source) -> tuple[Graph, Te
             "give model.float()"
         )
     index, aside = hold_out(source.labels(), recipe.held_out, recipe.seed)
-    chunks = list(source.batches(aside.split(1000)))
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(recipe.seed, "held out", 0))
+        chunks = list(source.batches(aside.split(1000)))
     held_out = HeldOut(torch.cat([x for x, _, _ in chunks]), torch.cat([y for _, y, _ in chunks]))
     graph = _trace_for(source, model, held_out.x.device)
     check_training_mode(model, graph.input_shape)

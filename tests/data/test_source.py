@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -90,14 +92,53 @@ def test_a_dataset_is_identified_by_its_length_images_and_labels():
     assert len({as_source(Examples(list_)).identity() for list_ in [examples, *others]}) == 4
 
 
-def test_random_transforms_do_not_change_the_identity_of_a_dataset():
-    class Random(Examples):
-        def __getitem__(self, index):
-            return torch.rand(1, 2, 3), super().__getitem__(index)[1]
+class Random(Examples):
+    """Draws an image from every generator there is, whatever the example."""
 
-    assert as_source(Random(floats())).identity() == as_source(Random(floats())).identity()
+    def __getitem__(self, index):
+        drawn = [torch.rand(()).item(), np.random.rand(), random.random()]
+        return torch.tensor(drawn * 2).view(1, 2, 3), super().__getitem__(index)[1]
+
+
+class Seldom(Examples):
+    """Turns an image around once in 20 times."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return (x.flip(2) if random.random() < 0.05 else x), y
+
+
+@pytest.mark.parametrize("kind", [Random, Seldom])
+def test_random_transforms_do_not_change_the_identity_of_a_dataset(kind):
+    assert len({as_source(kind(floats())).identity() for _ in range(10)}) == 1
     relabelled = [(x, 3 - y) for x, y in floats()]
-    assert as_source(Random(floats())).identity() != as_source(Random(relabelled)).identity()
+    assert as_source(kind(floats())).identity() != as_source(kind(relabelled)).identity()
+
+
+def drawn(order, workers=0, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return [x for x, _, _ in LoaderSource(Random(floats()), workers).batches(order)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_what_a_dataset_draws_for_a_batch_depends_on_the_seed_and_the_batch_alone(workers):
+    expected = drawn(ORDER)
+    for begin in range(3):
+        batches = drawn(ORDER[begin:], workers)
+        assert all(torch.equal(x, y) for x, y in zip(batches, expected[begin:], strict=True))
+    assert not torch.equal(drawn(ORDER, workers, seed=1)[0], expected[0])
+    assert len(torch.cat(expected).unique()) == 3 * 7  # nothing is drawn twice
+
+
+def test_what_a_dataset_draws_is_not_taken_from_the_caller_s_random_numbers():
+    with torch.random.fork_rng():
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        source = LoaderSource(Random(floats()))
+        source.identity()
+        list(source.batches(ORDER))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
 
 
 def test_a_source_is_returned_as_it_is():

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import threading
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -27,6 +29,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from tightrope import fit, methods
 from tightrope.data import Augment, Split, as_source, hold_out
+from tightrope.data.source import LoaderSource
 from tightrope.errors import DivergedError, IdentityError, InputError, TightropeError
 from tightrope.files import load_tensors
 from tightrope.recipes import parse_recipe, read_recipe
@@ -238,7 +241,7 @@ def test_training_outside_the_main_thread_works(run, reference, tmp_path):
 
 
 class Noisy(Dataset):
-    """A dataset that draws random numbers for every example it hands out."""
+    """A dataset that draws random numbers for every example it hands out, in every way there is."""
 
     def __init__(self, split):
         self.split = split
@@ -247,18 +250,18 @@ class Noisy(Dataset):
         return len(self.split)
 
     def __getitem__(self, index):
-        return (self.split.x[index] * torch.rand(())).clamp(0, 1), int(self.split.y[index])
+        dimmed = torch.rand(()) * random.random() * np.random.rand()
+        return (self.split.x[index] * dimmed).clamp(0, 1), int(self.split.y[index])
 
 
-def test_a_dataset_s_own_random_transforms_resume_exactly(run, images, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_dataset_s_own_random_transforms_resume_exactly_with_any_workers(run, images, tmp_path, workers):
     data = Noisy(images(IMAGES))
     run(tmp_path / "whole", data=data)
     with pytest.raises(Interrupted):
-        run(tmp_path / "parts", data=data, stop=6)
-    run(tmp_path / "parts", data=data, resume=True)
-    assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
-    losses = [[record["losses"] for record in metrics(tmp_path / name)] for name in ("parts", "whole")]
-    assert losses[0] == losses[1]
+        run(tmp_path / "parts", data=LoaderSource(data, workers), stop=6)
+    run(tmp_path / "parts", data=LoaderSource(data, workers), resume=True)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 # ------------------------------------------------------------------------- crashes and full disks

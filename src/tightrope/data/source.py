@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import random
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +26,7 @@ from torch.utils.data import (
 
 from tightrope.data.dataset import DataSet, Split, unit
 from tightrope.errors import DataError
+from tightrope.train.checkpoint import derive_seed
 
 Batch = tuple[Float32[Tensor, "batch *shape"], Int64[Tensor, "batch"], Int64[Tensor, "batch"]]
 
@@ -86,6 +89,9 @@ class LoaderSource:
     x is a tensor or numpy array, float in [0, 1] or uint8, of one shape and dtype throughout; y is an
     integer from 0.
 
+    What the dataset draws for a batch (by torch, numpy or random) is a function of torch's seed and of the
+    batch: not of what was read before, nor of the workers.
+
     Args:
         dataset: has `__len__` and `__getitem__`.
         workers: number of worker processes; 0 reads in this one.
@@ -108,7 +114,7 @@ class LoaderSource:
         self._examples = _Examples(dataset)
         self._workers = workers
         self._device = torch.device(device)
-        self._first = self._examples.read(0)[0]
+        self._first = self._examples.read_all([0], seed=0)[0][0]
 
     def __len__(self) -> int:
         return self._length
@@ -132,7 +138,7 @@ class LoaderSource:
         Where two readings differ, as with random transforms, only shape and labels are hashed.
         """
         probes = [int(index) for index in np.linspace(0, self._length - 1, min(16, self._length))]
-        first, second = ([self._examples.read(index) for index in probes] for _ in range(2))
+        first, second = (self._examples.read_all(probes, seed) for seed in range(2))
         steady = all(torch.equal(x, again) for (x, _), (again, _) in zip(first, second, strict=True))
         digest = hashlib.sha256(f"{self._length} {self.shape}".encode())
         for x, y in first:
@@ -152,10 +158,9 @@ class LoaderSource:
     def _read(self, order: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         loader: DataLoader[Any] = DataLoader(
             self._examples,
-            batch_sampler=(index.tolist() for index in order),
+            batch_sampler=([_seed_of(index), *index.tolist()] for index in order),
             num_workers=self._workers,
-            # Its own source of workers' seeds, taken from the present seed without drawing from it.
-            generator=torch.Generator().manual_seed(torch.initial_seed()),
+            generator=torch.Generator(),  # it draws for its workers, but not from the caller's numbers
             collate_fn=_Collate(self.shape, self._first.dtype),
         )
         for batch in loader:
@@ -174,11 +179,22 @@ class _Examples(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int] | DataError:
+    def __getitems__(self, batch: list[int]) -> list[tuple[Tensor, int, int] | DataError]:
+        """The examples of a batch, given as the seed to read it under, and then their numbers."""
+        seed, *index = batch
+        with _seeded(seed):
+            return [self._numbered(number) for number in index]
+
+    def _numbered(self, index: int) -> tuple[Tensor, int, int] | DataError:
         try:
             return *self.read(index), index
         except DataError as error:
             return error
+
+    def read_all(self, index: list[int], seed: int) -> list[tuple[Tensor, int]]:
+        """Images and labels, with what the dataset draws under a seed."""
+        with _seeded(seed):
+            return [self.read(number) for number in index]
 
     def read(self, index: int) -> tuple[Tensor, int]:
         """Image (uint8 or float32) and label of one example."""
@@ -208,6 +224,26 @@ class _Examples(Dataset[Any]):
             raise DataError(
                 f"the label of example {index} is {y!r}, expected an integer class number"
             ) from error
+
+
+def _seed_of(index: Tensor) -> int:
+    """What a batch is read under; batches that come under one seed are told apart by their first example."""
+    return derive_seed(torch.initial_seed(), "batch", int(index[0]))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The generators that a dataset may draw from are seeded for a while, and then as they were."""
+    kept, kept_by_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(kept)
+            np.random.set_state(kept_by_numpy)
 
 
 class _Collate:
