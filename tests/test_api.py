@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, TensorDataset
 
 import tightrope as tr
 from tightrope.api import find_device, resolve
@@ -86,8 +86,13 @@ def test_fit_takes_any_map_style_data_set(train_set, tmp_path):
     assert run.metrics()[-1]["held_out"]["examples"] == 5
 
 
-def test_a_loader_whose_batches_are_of_another_size_is_read_with_a_warning(tmp_path):
-    loader = DataLoader(Homemade(), batch_size=3, shuffle=True)
+@pytest.mark.parametrize(
+    "how",
+    [{"batch_size": 3}, {"batch_sampler": BatchSampler(SequentialSampler(range(50)), 3, False)}],
+    ids=["batch_size", "batch_sampler"],
+)
+def test_a_loader_whose_batches_are_of_another_size_is_read_with_a_warning(how, tmp_path):
+    loader = DataLoader(Homemade(), **how)
     with pytest.warns(UserWarning, match="batches are of batch=5, not of 3"):
         tr.fit(network(), loader, tr.methods.ibp(eps=0.05), epochs=1, batch=5, out=tmp_path)
 

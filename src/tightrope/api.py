@@ -217,12 +217,14 @@ def fit(
         problems = explain(error, "what fit was called with", known)
         raise RecipeError(f"{problems}\ntraining takes {', '.join(Training.model_fields)}") from None
     source = as_source(train_set, find_device(device))
-    if isinstance(train_set, DataLoader) and train_set.batch_size != recipe.training.batch:
-        warnings.warn(
-            f"the loader is read for its examples: batches are of batch={recipe.training.batch}, not of "
-            f"{train_set.batch_size}",
-            stacklevel=2,
-        )
+    if isinstance(train_set, DataLoader):
+        theirs = getattr(train_set.batch_sampler, "batch_size", None)  # None where it makes no batches
+        if theirs not in (None, recipe.training.batch):
+            warnings.warn(
+                f"the loader is read for its examples: batches are of batch={recipe.training.batch}, not of "
+                f"{theirs}",
+                stacklevel=2,
+            )
     return run_recipe(recipe, method, model, source, out=Path(out), resume=resume)
 
 

@@ -3,7 +3,16 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from tightrope.data import DataSet, Source, Split, as_source
 from tightrope.data.source import LoaderSource, TensorSource
@@ -200,11 +209,7 @@ class Stream(IterableDataset):
         ((X, Y[:9]), "10 and 9 images and labels"),
         ((X, Y, Y), "got 3 tensors"),
         (DataLoader(Stream()), "own, which would not be used|cannot be read by index"),
-        (
-            DataLoader(TensorDataset(X, Y), sampler=SubsetRandomSampler([0, 1])),
-            "sampler or collate_fn of its own",
-        ),
-        (DataLoader(TensorDataset(X, Y), collate_fn=list), "sampler or collate_fn of its own"),
+        (DataLoader(TensorDataset(X, Y), collate_fn=list), "collate_fn of its own"),
         (TensorDataset(X, Y.float()), "int64 class numbers, got torch.float32"),
         (TensorDataset(X.float(), Y), r"lie in \[0, 1\]"),
     ],
@@ -212,6 +217,40 @@ class Stream(IterableDataset):
 def test_what_is_no_source_is_refused(data, message):
     with pytest.raises(DataError, match=message):
         as_source(data)
+
+
+PICKS = {
+    "a subset": {"sampler": SubsetRandomSampler(range(10))},
+    "the first": {"sampler": SequentialSampler(range(7))},
+    "the first, one by one": {"sampler": SequentialSampler(range(7)), "batch_size": None},
+    "a few": {"sampler": RandomSampler(SPLIT_SET, num_samples=7)},
+    "all, twice": {"sampler": RandomSampler(SPLIT_SET, num_samples=20)},
+    "with replacement": {"sampler": RandomSampler(SPLIT_SET, replacement=True)},
+    "of a few": {"sampler": RandomSampler(range(7), num_samples=10)},
+    "batches of a subset": {"batch_sampler": BatchSampler(SubsetRandomSampler(range(5)), 2, False)},
+    "batches of the first": {"batch_sampler": BatchSampler(SequentialSampler(range(7)), 2, False)},
+    "given batches": {"batch_sampler": [[0, 1], [4]]},
+}
+
+
+@pytest.mark.parametrize("case", PICKS)
+def test_a_loader_that_picks_examples_is_refused(case):
+    with pytest.raises(DataError, match=r"picks examples.* or a torch\.utils\.data\.Subset of it"):
+        as_source(DataLoader(SPLIT_SET, **PICKS[case]))
+
+
+WHOLE = {
+    "in order": {"sampler": SequentialSampler(range(10))},
+    "shuffled": {"sampler": RandomSampler(SPLIT_SET)},
+    "by a batch sampler": {"batch_sampler": BatchSampler(RandomSampler(SPLIT_SET), 3, True)},
+    "one by one": {"batch_size": None},
+    "one by one, shuffled": {"batch_size": None, "shuffle": True},
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_loader_of_its_whole_dataset_is_read(case):
+    assert torch.equal(as_source(DataLoader(SPLIT_SET, **WHOLE[case])).labels(), Y)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

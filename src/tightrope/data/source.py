@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -22,6 +23,7 @@ from torch.utils.data import (
     SequentialSampler,
     TensorDataset,
     default_collate,
+    default_convert,
 )
 
 from tightrope.data.dataset import DataSet, Split, unit
@@ -283,7 +285,8 @@ def as_source(data: Any, device: torch.device | str = "cpu") -> Source:
     Args:
         data: a `Source` (returned as it is), a `Split`, images and labels as two tensors or arrays, any
             map-style dataset of `(x, y)`, or a `DataLoader` of one, which is read for its examples and
-            number of workers: in which order and how many at once, its reader says.
+            number of workers: in which order and how many at once, its reader says. A loader that picks among
+            the examples is refused.
         device: where batches go.
 
     Raises:
@@ -317,14 +320,30 @@ def _of_one_length(tensors: list[Tensor]) -> list[Tensor]:
 
 def _of_loader(loader: DataLoader[Any], device: torch.device | str) -> Source:
     """The examples behind a loader, if it does no more than to shuffle and stack them."""
-    if isinstance(loader.dataset, IterableDataset):
+    if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
         return as_source(loader.dataset)  # says that it cannot be read by index
-    picks = type(loader.sampler) not in (SequentialSampler, RandomSampler)
-    if picks or loader.collate_fn is not default_collate:
+    if not _goes_through_all(loader):
         raise DataError(
-            "the DataLoader has a sampler or collate_fn of its own, which would not be used: give a "
-            "map-style dataset of the (x, y) that it yields"
+            "the DataLoader has a sampler or batch_sampler that picks examples, which would not be "
+            "used: give the dataset, or a torch.utils.data.Subset of it"
+        )
+    if loader.collate_fn not in (default_collate, default_convert):
+        raise DataError(
+            "the DataLoader has a collate_fn of its own, which would not be used: give a map-style dataset "
+            "of the (x, y) that it yields"
         )
     if loader.num_workers:
         return LoaderSource(loader.dataset, loader.num_workers, device)
     return as_source(loader.dataset, device)
+
+
+def _goes_through_all(loader: DataLoader[Any]) -> bool:
+    """Whether a loader hands out every example of its dataset once, but for a last batch that it may drop."""
+    sampler: Any = loader.sampler
+    if loader.batch_sampler is not None:
+        if type(loader.batch_sampler) is not BatchSampler:
+            return False
+        sampler = loader.batch_sampler.sampler  # is another where the loader was given a batch sampler
+    if type(sampler) not in (SequentialSampler, RandomSampler) or getattr(sampler, "replacement", False):
+        return False
+    return len(sampler) == len(sampler.data_source) == len(loader.dataset)  # type: ignore[arg-type]
