@@ -253,6 +253,12 @@ def test_a_loader_of_its_whole_dataset_is_read(case):
     assert torch.equal(as_source(DataLoader(SPLIT_SET, **WHOLE[case])).labels(), Y)
 
 
+@pytest.mark.parametrize("nothing", [[], (), DataLoader([])], ids=["list", "tuple", "loader"])
+def test_data_without_examples_are_refused(nothing):
+    with pytest.raises(DataError, match=r"(list|tuple) is empty: give at least one example"):
+        as_source(nothing)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("data", [SPLIT, Examples(list(zip(X, Y, strict=True)))], ids=["split", "dataset"])
 def test_batches_are_on_the_device_and_bit_for_bit_those_of_the_cpu(data):

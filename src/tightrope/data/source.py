@@ -300,7 +300,8 @@ def as_source(data: Any, device: torch.device | str = "cpu") -> Source:
         )
     if isinstance(data, DataLoader):
         return _of_loader(data, device)
-    if isinstance(data, tuple | list) and all(isinstance(part, Tensor | np.ndarray) for part in data):
+    arrays = isinstance(data, tuple | list) and all(isinstance(part, Tensor | np.ndarray) for part in data)
+    if arrays and data:
         data = TensorDataset(*_of_one_length([torch.as_tensor(part) for part in data]))
     if isinstance(data, TensorDataset):
         if len(data.tensors) != 2:
