@@ -18,6 +18,7 @@ from tightrope.files import (
     check_line,
     fingerprint,
     load_tensors,
+    locked,
     read_json,
     read_lines,
     save_tensors,
@@ -94,6 +95,36 @@ def test_a_place_that_cannot_be_written_to_is_an_input_error(tmp_path):
         write_atomically(tmp_path / "file" / "below", "x")
     with pytest.raises(InputError, match="cannot write "):
         append_lines(tmp_path, [{"a": 1}])
+
+
+# ------------------------------------------------------------------------------------------- locks
+
+TAKEN = InputError("somebody else is there")
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path):
+    path = tmp_path / "new" / ".lock"
+    with locked(path, TAKEN), pytest.raises(InputError, match="somebody else is there"), locked(path, TAKEN):
+        pytest.fail("two hold the lock")
+    with locked(path, TAKEN):
+        pass
+
+
+def test_a_lock_is_given_back_when_what_it_was_held_for_fails(tmp_path):
+    with pytest.raises(TimeoutError, match="of another kind"), locked(tmp_path / ".lock", TAKEN):
+        raise TimeoutError("of another kind")
+    with locked(tmp_path / ".lock", TAKEN):
+        pass
+
+
+@pytest.mark.parametrize("place", ["file", "/proc"])
+def test_a_lock_that_the_system_refuses_is_not_called_taken(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    if not (tmp_path / place).exists():
+        pytest.skip(f"there is no {place}")
+    message = r"cannot write .*/\.lock: (File exists|No such file|Permission denied)"
+    with pytest.raises(InputError, match=message), locked(tmp_path / place / ".lock", TAKEN):
+        pytest.fail("there is no lock")
 
 
 # ------------------------------------------------------------------------------------------- lines

@@ -6,12 +6,13 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -49,6 +50,34 @@ def _unwritable(path: Path, error: OSError) -> TightropeError:
             f"no space left to write {path}; what was there before is kept. Free some space"
         )
     return InputError(f"cannot write {path}: {error.strerror}; check the path and its permissions")
+
+
+@contextmanager
+def locked(path: Path, taken: TightropeError, timeout: float = 0.0) -> Iterator[None]:
+    """Hold a lock: a file that stays behind, but that nobody holds any more when its process is gone.
+
+    Args:
+        path: the file.
+        taken: what is raised if another process holds the lock.
+        timeout: how many seconds to wait for it.
+
+    Raises:
+        TightropeError: `taken`, or if the disk is full.
+        InputError: if the file cannot be written.
+    """
+    lock = FileLock(path, timeout=timeout)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # a folder that takes no files, such as /proc, is to FileLock one whose lock is taken
+        lock.acquire()
+    except Timeout:
+        raise taken from None
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

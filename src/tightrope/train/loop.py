@@ -15,13 +15,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from torch import Tensor
 
 from tightrope.errors import DivergedError, InputError
 from tightrope.examples import Examples
-from tightrope.files import append_lines, check_line, read_lines, save_tensors, to_json, write_atomically
+from tightrope.files import (
+    append_lines,
+    check_line,
+    locked,
+    read_lines,
+    save_tensors,
+    to_json,
+    write_atomically,
+)
 from tightrope.graph import Graph
 from tightrope.graph.ops import BatchNorm
 from tightrope.memory import keep_freed
@@ -136,7 +143,6 @@ def train(
         Interrupted: on Ctrl-C or SIGTERM, or where `watch` says so, after saving.
     """
     _warn_of_schedules(method, training)
-    out.mkdir(parents=True, exist_ok=True)
     checkpoint, metrics = out / "checkpoint" / "last.safetensors", out / "metrics.jsonl"
     keep_freed()
     per_epoch = -(-len(index) // training.batch)
@@ -423,13 +429,9 @@ def _warn_of_schedules(method: Method, training: Training) -> None:
 
 @contextmanager
 def _only_run_in(out: Path) -> Iterator[None]:
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise InputError(
-            f"another process is training in {out}; wait for it, or choose another --out"
-        ) from None
+    taken = InputError(f"another process is training in {out}; wait for it, or choose another --out")
+    with locked(out / ".lock", taken):
+        yield
 
 
 @contextmanager

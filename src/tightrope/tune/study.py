@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from tightrope import parallel
 from tightrope.api import device_for, flatten, make_network, prepare, resolve
 from tightrope.data import as_source, load
 from tightrope.errors import InputError
 from tightrope.extras import require
-from tightrope.files import read_json, to_json, write_atomically
+from tightrope.files import locked, read_json, to_json, write_atomically
 from tightrope.identity import check_identity
 from tightrope.progress import Progress
 from tightrope.provenance import environment
@@ -177,14 +177,9 @@ def _begin(
 
 @contextmanager
 def _only_search_in(out: Path) -> Iterator[None]:
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise InputError(
-            f"another search is going on in {out}; wait for it, or choose another --out"
-        ) from None
+    taken = InputError(f"another search is going on in {out}; wait for it, or choose another --out")
+    with locked(out / ".lock", taken):
+        yield
 
 
 def _open(optuna: Any, out: Path) -> Any:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from tightrope.api import find_device, make_network, run_recipe
 from tightrope.data import as_source, load
 from tightrope.errors import DivergedError, InputError, TightropeError
-from tightrope.files import check_line, read_json, read_lines, to_json, write_atomically
+from tightrope.files import check_line, locked, read_json, read_lines, to_json, write_atomically
 from tightrope.recipes import parse_recipe
 from tightrope.train import Interrupted, Method, Ramp
 from tightrope.tune.ranges import Value
@@ -162,13 +161,9 @@ def run(task: Task) -> None:
 
 def _wait_for(folder: Path) -> None:
     """Wait while a worker of a search that was killed saves its state here, which takes it a step."""
-    try:
-        with FileLock(folder / ".lock", timeout=PATIENCE):
-            pass
-    except Timeout:
-        raise TightropeError(
-            f"another process is training in {folder}; wait for it, then go on with --resume"
-        ) from None
+    taken = TightropeError(f"another process is training in {folder}; wait for it, then go on with --resume")
+    with locked(folder / ".lock", taken, timeout=PATIENCE):
+        pass
 
 
 def settled(method: Method) -> float:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Generic
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from tightrope.errors import InputError
 from tightrope.examples import Examples
-from tightrope.files import append_lines, to_json, write_atomically
+from tightrope.files import append_lines, locked, to_json, write_atomically
 from tightrope.given import whole
 from tightrope.identity import check_identity
 from tightrope.memory import keep_freed
@@ -132,20 +131,9 @@ def _only_writer_of(out: Path | None) -> Iterator[None]:
     if out is None:
         yield
         return
-    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"another process is writing to {out}; wait for it, or choose another --out"
-        ) from None
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
-    try:
+    taken = InputError(f"another process is writing to {out}; wait for it, or choose another --out")
+    with locked(out.with_name(f".{out.name}.lock"), taken):
         yield
-    finally:
-        lock.release()
 
 
 def _start(out: Path, kind: Kind[R], header: dict[str, Any], resume: bool) -> dict[int, R]:
