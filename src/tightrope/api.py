@@ -20,7 +20,7 @@ from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds, Engine, Interval, Problem
 from tightrope.data import Augment, DataSet, Source, as_source, hold_out
 from tightrope.errors import InputError, RecipeError
-from tightrope.files import check_line, read_lines, to_json, write_atomically
+from tightrope.files import check_line, locked, read_lines, to_json, write_atomically
 from tightrope.given import whole
 from tightrope.graph import Graph, check_training_mode, trace
 from tightrope.models import build
@@ -241,9 +241,45 @@ def run_recipe(
     """Train a network as a recipe says, in the run folder `out`; `watch` as for `train`.
 
     Raises:
-        InputError: if the folder already holds a run and `resume` is not asked for.
+        InputError: if the folder already holds a run and `resume` is not asked for, or another process trains
+            in it.
         IdentityError: if the folder's checkpoint belongs to another run.
     """
+    recipe = resolve(recipe, method, source)
+    graph, index, held_out = prepare(recipe, model, source)
+    warn_of_radii(recipe, method)
+    settings = recipe.model_dump(mode="json", exclude={"training": {"checkpoint_seconds"}})
+    identity = flatten(settings) | {
+        "data identity": source.identity(),
+        "network structure": graph.structure(),
+    }
+    taken = InputError(f"another process is training in {out}; wait for it, or choose another --out")
+    with locked(out / ".lock", taken):
+        if not _holds_run(out, resume):
+            write_atomically(out / "model.json", to_json(_describe(recipe, graph), indent=2) + "\n")
+            made = environment(held_out.x.device, recipe.seed) | {"parameters": _count(model)}
+            write_atomically(out / "environment.json", to_json(made, indent=2) + "\n")
+            write_atomically(out / "recipe.toml", recipe.to_toml())
+        train(
+            graph,
+            source,
+            index,
+            held_out,
+            method,
+            recipe.training,
+            out=out,
+            seed=recipe.seed,
+            test_eps=recipe.test_eps or 0.0,
+            identity=identity,
+            augment=Augment(**recipe.augment.model_dump()),
+            resume=resume,
+            watch=watch,
+        )
+    return Run(out, model.eval())
+
+
+def _holds_run(out: Path, resume: bool) -> bool:
+    """Whether a folder holds a run that has begun; an InputError if it must not be touched."""
     started = (out / "checkpoint" / "last.safetensors").exists()
     if started and not resume:
         raise InputError(
@@ -252,36 +288,7 @@ def run_recipe(
         )
     if not started and (out / "model.safetensors").exists():
         raise InputError(f"{out} holds trained weights but no checkpoint to resume: choose another folder")
-    recipe = resolve(recipe, method, source)
-    graph, index, held_out = prepare(recipe, model, source)
-    test_eps = recipe.test_eps or 0.0
-    warn_of_radii(recipe, method)
-    settings = recipe.model_dump(mode="json", exclude={"training": {"checkpoint_seconds"}})
-    identity = flatten(settings) | {
-        "data identity": source.identity(),
-        "network structure": graph.structure(),
-    }
-    if not started:
-        write_atomically(out / "model.json", to_json(_describe(recipe, graph), indent=2) + "\n")
-        made = environment(held_out.x.device, recipe.seed) | {"parameters": _count(model)}
-        write_atomically(out / "environment.json", to_json(made, indent=2) + "\n")
-        write_atomically(out / "recipe.toml", recipe.to_toml())
-    train(
-        graph,
-        source,
-        index,
-        held_out,
-        method,
-        recipe.training,
-        out=out,
-        seed=recipe.seed,
-        test_eps=test_eps,
-        identity=identity,
-        augment=Augment(**recipe.augment.model_dump()),
-        resume=resume,
-        watch=watch,
-    )
-    return Run(out, model.eval())
+    return started
 
 
 def make_network(recipe: Recipe, dataset: DataSet) -> nn.Module:

@@ -31,7 +31,7 @@ from tightrope import fit, methods
 from tightrope.data import Augment, Split, as_source, hold_out
 from tightrope.data.source import LoaderSource
 from tightrope.errors import DivergedError, IdentityError, InputError, TightropeError
-from tightrope.files import load_tensors
+from tightrope.files import load_tensors, locked
 from tightrope.recipes import parse_recipe, read_recipe
 from tightrope.train import Course, Interrupted, Loss, Method, Ramp, Steps, terms
 from tightrope.train.methods import LatentAttack
@@ -398,6 +398,26 @@ def test_two_processes_cannot_train_in_one_folder(run, tmp_path):
         with pytest.raises(InputError, match="another process is training in"):
             run(tmp_path, resume=True)
     run(tmp_path, resume=True)
+
+
+def test_a_run_that_is_refused_leaves_the_files_of_the_one_that_goes_on_alone(run, tmp_path):
+    """Though that one has written no checkpoint yet."""
+    with locked(tmp_path / ".lock", InputError("taken")):
+        with pytest.raises(InputError, match="another process is training in"):
+            run(tmp_path, seed=1)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_every_file_is_written_under_the_lock(run, tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fsync(descriptor):
+        with pytest.raises(InputError, match="taken"), locked(tmp_path / ".lock", InputError("taken")):
+            pytest.fail("the lock is free")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run(tmp_path, epochs=1)
 
 
 # ---------------------------------------------------------------------------------------- identity

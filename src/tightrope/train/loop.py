@@ -23,7 +23,6 @@ from tightrope.examples import Examples
 from tightrope.files import (
     append_lines,
     check_line,
-    locked,
     read_lines,
     save_tensors,
     to_json,
@@ -122,6 +121,8 @@ def train(
 ) -> None:
     """Train a network in place, writing metrics, checkpoints and the final weights to `out`.
 
+    The caller sees to it that nobody else trains in `out`.
+
     Args:
         graph: the traced network.
         examples: training data.
@@ -129,7 +130,7 @@ def train(
         held_out: examples for the metrics.
         method: what to train for.
         training: how.
-        out: the run folder.
+        out: the run folder, which exists.
         seed: one seed, one result on one machine.
         test_eps: radius of the certified accuracy in the metrics.
         identity: what a checkpoint must agree on to be resumed (data, settings ...).
@@ -154,7 +155,7 @@ def train(
     if training.average is not None:
         training.average.check(stages)
     clean = partial(_inputs, examples, index, training.batch, seed)
-    with _only_run_in(out), torch.random.fork_rng(), _stop_requested() as stop, ExitStack() as held:
+    with torch.random.fork_rng(), _stop_requested() as stop, ExitStack() as held:
         state = method.begin(graph, len(examples))
         average = AveragedNetwork(training.average, graph.module)
         found: Checkpoint | None = None
@@ -425,13 +426,6 @@ def _warn_of_schedules(method: Method, training: Training) -> None:
             f"{method.eps.finish:.3g}: the mean takes in networks that were trained for smaller balls",
             stacklevel=3,
         )
-
-
-@contextmanager
-def _only_run_in(out: Path) -> Iterator[None]:
-    taken = InputError(f"another process is training in {out}; wait for it, or choose another --out")
-    with locked(out / ".lock", taken):
-        yield
 
 
 @contextmanager
