@@ -119,7 +119,8 @@ def seconds_per_epoch(content: dict[str, Any]) -> float:
     dataset = load("mnist", download=False)
     source = as_source(dataset.train, find_device("cpu"))
     recipe = resolve(recipe, method, source)
-    graph, index, held_out = prepare(recipe, build(COMMON["model"], dataset.train.shape, 10), source)
+    network = build(COMMON["model"], dataset.train.shape, 10)
+    graph, index, held_out = prepare(recipe, method, network, source)
     return predict_seconds(graph, method, recipe.training, len(index), held_out, content["test_eps"])
 
 

@@ -1027,10 +1027,35 @@ def test_a_radius_is_not_taken_for_another_norm_in_silence(here):
     assert "say --eps" not in tightrope("certify", "run", "--first", 2).err
 
 
-def test_a_dry_run_warns_as_the_run_would(here):
-    outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--test-eps", 0.9, "--dry-run")
-    assert outcome.code == 0
-    assert "is to be certified at 0.9" in outcome.err
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--test-eps", 0.9, "is to be certified at 0.9"),
+        ("--set", "method.ramp.finish=0.6", "falls at 0.25 of the run, before the ramp of eps ends at 0.6"),
+        ("--set", "training.average={begin=0.01}", "training.average begins at 0.01 of the run, before"),
+    ],
+)
+def test_a_dry_run_warns_as_the_run_would(here, option, value, said):
+    command = ("train", "--data", "blobs.npz", *IBP, option, value, "--epochs", 1)
+    for outcome in (tightrope(*command, "--dry-run"), tightrope(*command)):
+        assert outcome.code == 0
+        assert outcome.err.count(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("--method", "advibp", "--set", "training.accumulate=2"), "training.accumulate: advibp weighs"),
+        (("--method", "colt", "--set", "training.average={begin=0.5}"), "training.average: a mean is taken"),
+    ],
+    ids=["accumulate", "average"],
+)
+@pytest.mark.parametrize("plan", [(), ("--dry-run",), ("--budget", "1m")], ids=["run", "dry-run", "budget"])
+def test_settings_that_do_not_go_together_are_refused_before_anything_is_done(here, settings, said, plan):
+    outcome = tightrope("train", "--data", "blobs.npz", *IBP, *settings, *plan, "--out", "new")
+    assert_refused(outcome, said)
+    assert outcome.err.startswith("error: ")
+    assert not Path("new").exists()
 
 
 def test_epochs_and_budget_are_two_answers_to_one_question(here):

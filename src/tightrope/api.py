@@ -33,6 +33,7 @@ from tightrope.targets import ModelFacts, make_model
 from tightrope.train import Method, Training, train
 from tightrope.train.checkpoint import derive_seed
 from tightrope.train.evaluate import HeldOut
+from tightrope.train.loop import check_settings, warn_of_schedules
 from tightrope.train.options import explain
 from tightrope.train.schedules import last
 from tightrope.verify import (
@@ -241,13 +242,13 @@ def run_recipe(
     """Train a network as a recipe says, in the run folder `out`; `watch` as for `train`.
 
     Raises:
-        InputError: if the folder already holds a run and `resume` is not asked for, or another process trains
-            in it.
+        InputError: if the recipe cannot be trained; if the folder already holds a run and `resume` is not
+            asked for, or another process trains in it. Nothing is written then.
         IdentityError: if the folder's checkpoint belongs to another run.
     """
     recipe = resolve(recipe, method, source)
-    graph, index, held_out = prepare(recipe, model, source)
-    warn_of_radii(recipe, method)
+    graph, index, held_out = prepare(recipe, method, model, source)
+    warn_of_settings(recipe, method)
     settings = recipe.model_dump(mode="json", exclude={"training": {"checkpoint_seconds"}})
     identity = flatten(settings) | {
         "data identity": source.identity(),
@@ -313,12 +314,14 @@ def resolve(recipe: Recipe, method: Method, source: Source) -> Recipe:
     return recipe.model_copy(update={"held_out": min(recipe.held_out, max(1, len(source) // 10))})
 
 
-def prepare(recipe: Recipe, model: nn.Module, source: Source) -> tuple[Graph, Tensor, HeldOut]:
+def prepare(
+    recipe: Recipe, method: Method, model: nn.Module, source: Source
+) -> tuple[Graph, Tensor, HeldOut]:
     """The traced network on the source's device, the examples to train on, and the held-out ones.
 
     Raises:
-        InputError: if the network does not fit the data, has nothing to train, is not in float32, or does
-            something else in training mode.
+        InputError: if the network does not fit the data, has nothing to train, is not in float32, does
+            something else in training mode, or cannot be trained with these settings.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError("the network has no parameters to train (all are frozen, or there are none)")
@@ -335,6 +338,7 @@ def prepare(recipe: Recipe, model: nn.Module, source: Source) -> tuple[Graph, Te
     held_out = HeldOut(torch.cat([x for x, _, _ in chunks]), torch.cat([y for _, y, _ in chunks]))
     graph = _trace_for(source, model, held_out.x.device)
     check_training_mode(model, graph.input_shape)
+    check_settings(graph, method, recipe.training, len(index))
     return graph, index, held_out
 
 
@@ -575,8 +579,9 @@ def device_for(workers: Workers, name: str) -> torch.device:
     return device
 
 
-def warn_of_radii(recipe: Recipe, method: Method) -> None:
-    """Warn of training and test radii that are probably not meant so."""
+def warn_of_settings(recipe: Recipe, method: Method) -> None:
+    """Warn of radii and schedules that are probably not meant so."""
+    warn_of_schedules(method, recipe.training)
     trained = last(method.eps)
     warn_of_wide(trained)
     if any(loss.certified for loss in method.losses) and (recipe.test_eps or 0.0) > trained:

@@ -242,6 +242,7 @@ def test_a_run_in_parts_is_the_run_in_whole_batches(run, network, tmp_path):
 def test_a_combiner_that_needs_the_whole_batch_is_refused_by_name(run, tmp_path):
     with pytest.raises(InputError, match=r"training\.accumulate: advibp weighs the gradients"):
         run(tmp_path, methods.advibp(eps=EPS), accumulate=2)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("accumulate", [0, 3, 32])

@@ -190,6 +190,7 @@ class TestWhatIsDoneWithIt:
     def test_stages_that_train_different_layers_are_refused(self, run, tmp_path):
         with pytest.raises(InputError, match=r"training\.average: .* this one has 2"):
             run(tmp_path, methods.colt(eps=0.1), average=SWA)
+        assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize(
         ("average", "said"),

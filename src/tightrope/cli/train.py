@@ -10,7 +10,7 @@ import click
 import torch
 from torch import nn
 
-from tightrope.api import certify, find_device, make_network, prepare, resolve, run_recipe, warn_of_radii
+from tightrope.api import certify, find_device, make_network, prepare, resolve, run_recipe, warn_of_settings
 from tightrope.cli.options import (
     COUNT,
     FILE,
@@ -148,14 +148,14 @@ def _train(
     out = out or Path("runs") / f"{'-'.join(parts)}-{recipe.test_eps:.4g}"
     network = make_network(recipe, dataset)
     if budget is not None or dry_run:
-        graph, index, held_out = prepare(recipe, network, source)
+        graph, index, held_out = prepare(recipe, method, network, source)
         seconds = predict_seconds(
             graph, method, recipe.training, len(index), held_out, recipe.test_eps or 0.0
         )
         if budget is not None:
             recipe, seconds = _within(budget, recipe, seconds)
         if dry_run:
-            warn_of_radii(recipe, method)
+            warn_of_settings(recipe, method)
             _print_plan(recipe, network, seconds, find_device(device), as_json)
             return
     run = run_recipe(recipe, method, network, source, out=out, resume=resume)

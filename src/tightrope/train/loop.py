@@ -121,7 +121,7 @@ def train(
 ) -> None:
     """Train a network in place, writing metrics, checkpoints and the final weights to `out`.
 
-    The caller sees to it that nobody else trains in `out`.
+    The caller has asked `check_settings`, and sees to it that nobody else trains in `out`.
 
     Args:
         graph: the traced network.
@@ -143,17 +143,12 @@ def train(
         IdentityError: if the checkpoint belongs to another run.
         Interrupted: on Ctrl-C or SIGTERM, or where `watch` says so, after saving.
     """
-    _warn_of_schedules(method, training)
     checkpoint, metrics = out / "checkpoint" / "last.safetensors", out / "metrics.jsonl"
     keep_freed()
     per_epoch = -(-len(index) // training.batch)
     total = per_epoch * training.epochs
     stages = method.stages(graph)
     graph.module.train()
-    _check_last_batch(graph, len(index), training.batch, training.part)
-    _check_parts(method, training)
-    if training.average is not None:
-        training.average.check(stages)
     clean = partial(_inputs, examples, index, training.batch, seed)
     with torch.random.fork_rng(), _stop_requested() as stop, ExitStack() as held:
         state = method.begin(graph, len(examples))
@@ -292,6 +287,15 @@ def _keep(graph: Graph, out: Path, stage: Stage) -> None:
             write_atomically(folder / name, (out / name).read_text(encoding="utf-8"))
 
 
+def check_settings(graph: Graph, method: Method, training: Training, examples: int) -> None:
+    """Raise an InputError if a network cannot be trained so, on so many examples."""
+    stages = method.stages(graph)
+    _check_last_batch(graph, examples, training.batch, training.part)
+    _check_parts(method, training)
+    if training.average is not None:
+        training.average.check(stages)
+
+
 def _check_last_batch(graph: Graph, examples: int, batch: int, part: int) -> None:
     """Raise an InputError if BatchNorm would have to take the variance of a single number."""
     norms = [node for node in graph.nodes if isinstance(node.op, BatchNorm)]
@@ -412,19 +416,20 @@ def _forget_epochs_after(metrics: Path, step: int) -> None:
     write_atomically(metrics, "".join(to_json(r) + "\n" for r in records if r["step"] <= step))
 
 
-def _warn_of_schedules(method: Method, training: Training) -> None:
+def warn_of_schedules(method: Method, training: Training) -> None:
+    """Warn of schedules that probably do not go together as they are meant to."""
     if isinstance(method.eps, Ramp) and first_drop(training.lr) < method.eps.finish:
         warnings.warn(
             f"the learning rate falls at {first_drop(training.lr):.3g} of the run, before the ramp of eps "
             f"ends at {method.eps.finish:.3g}: the network will hardly learn the full radius",
-            stacklevel=3,
+            stacklevel=5,
         )
     average = training.average
     if average is not None and isinstance(method.eps, Ramp) and average.begin < method.eps.finish:
         warnings.warn(
             f"training.average begins at {average.begin:.3g} of the run, before the ramp of eps ends at "
             f"{method.eps.finish:.3g}: the mean takes in networks that were trained for smaller balls",
-            stacklevel=3,
+            stacklevel=5,
         )
 
 

@@ -138,10 +138,11 @@ def _prepare(
     where = device_for(parallel.Workers(jobs), device)
     dataset = load(recipe.data)
     examples = as_source(dataset.train, where)
-    recipe = resolve(recipe, recipe.build_method(), examples)
+    method = recipe.build_method()
+    recipe = resolve(recipe, method, examples)
     base = tomllib.loads(recipe.to_toml())
     ranges = read_ranges(content.get("tune"), base, source)
-    prepare(recipe, make_network(recipe, dataset), examples)
+    prepare(recipe, method, make_network(recipe, dataset), examples)
     settings = recipe.model_dump(mode="json", exclude={"training": {"checkpoint_seconds"}})
     words = {key: str(one) for key, one in ranges.items()}
     identity = {
