@@ -345,6 +345,16 @@ def test_a_line_that_a_crash_cut_off_is_written_again(run, reference, tmp_path):
     assert_same_run(tmp_path, reference())
 
 
+@pytest.mark.parametrize("line", ["{}", '{"epoch": 1}', '{"epoch": 1, "step": "a"}', "[]"])
+def test_a_damaged_line_of_metrics_is_named(run, tmp_path, line):
+    with pytest.raises(Interrupted):
+        run(tmp_path, stop=6)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(before + line + "\n")
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 2: "):
+        run(tmp_path, resume=True)
+
+
 KILLED = """
 import os, runpy, signal, sys
 import torch

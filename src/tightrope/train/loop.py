@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
 
 from tightrope.errors import DivergedError, InputError
 from tightrope.examples import Examples
@@ -25,7 +26,6 @@ from tightrope.files import (
     check_line,
     read_lines,
     save_tensors,
-    to_json,
     write_atomically,
 )
 from tightrope.graph import Graph
@@ -404,7 +404,11 @@ def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
     )
 
 
-_RECORD: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+class _Epoch(TypedDict):
+    step: int
+
+
+_EPOCH = TypeAdapter(_Epoch)
 
 
 def _forget_epochs_after(metrics: Path, step: int) -> None:
@@ -412,8 +416,8 @@ def _forget_epochs_after(metrics: Path, step: int) -> None:
     if not metrics.exists():
         return
     lines = enumerate(read_lines(metrics), start=1)
-    records = [check_line(_RECORD, line, metrics, number) for number, line in lines]
-    write_atomically(metrics, "".join(to_json(r) + "\n" for r in records if r["step"] <= step))
+    kept = [line for number, line in lines if check_line(_EPOCH, line, metrics, number)["step"] <= step]
+    write_atomically(metrics, b"".join(line + b"\n" for line in kept))
 
 
 def warn_of_schedules(method: Method, training: Training) -> None:
