@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import tomllib
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -329,6 +330,56 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(here):
         name = Path("trials", f"{number:04d}", "model.safetensors")
         if Path("whole", name).exists():
             assert Path("part", name).read_bytes() == Path("whole", name).read_bytes()
+
+
+def test_a_search_that_was_killed_at_any_write_of_its_journal_goes_on_as_if_it_had_not_been(here):
+    from optuna.storages.journal import JournalFileBackend
+
+    content = read_recipe(Path("recipe.toml"))
+    content["training"]["epochs"] = 1
+    content["tune"]["training.batch"] = [50]
+    append, writes = JournalFileBackend.append_logs, []
+
+    def killed(backend: Any, logs: Any, at: int) -> None:
+        append(backend, logs)
+        writes.append(logs)
+        if len(writes) == at:
+            raise SystemExit("killed")
+
+    def values(found: Any) -> list[tuple[int, Any]]:
+        return [(one.number, one.values) for one in found.trials]
+
+    with mock.patch.object(JournalFileBackend, "append_logs", partialmethod(killed, at=-1)):
+        whole = values(search(content, "recipe.toml", Path("whole"), trials=2))
+    assert [number for number, _ in whole] == [0, 1]
+    for at in range(1, len(writes) + 1):
+        writes.clear()
+        out = Path(f"killed-at-{at}")
+        kill = mock.patch.object(JournalFileBackend, "append_logs", partialmethod(killed, at=at))
+        with kill, pytest.raises(SystemExit):
+            search(content, "recipe.toml", out, trials=2)
+        assert values(search(content, "recipe.toml", out, trials=2, resume=True)) == whole, f"write {at}"
+
+
+def test_a_trial_that_was_killed_after_the_check_that_stopped_it_is_trained_no_further(here):
+    content = read_recipe(Path("recipe.toml"))
+    content["tune"] = {"training.lr": [0.01, 1e-7]}
+    content["seed"] = next(
+        seed
+        for seed in range(9)
+        if search(content | {"seed": seed}, "recipe.toml", Path(f"seed-{seed}"), trials=2).count("pruned")
+    )
+    write = trials_module.write_atomically
+
+    def killed(path: Path, text: str) -> None:
+        if '"pruned"' in text:
+            raise SystemExit("killed")
+        write(path, text)
+
+    with mock.patch.object(trials_module, "write_atomically", killed), pytest.raises(SystemExit):
+        search(content, "recipe.toml", Path("out"), trials=2)
+    found = search(content, "recipe.toml", Path("out"), trials=2, resume=True)
+    assert [(one.state, one.epochs) for one in found.trials] == [("finished", 4), ("pruned", 2)]
 
 
 def test_a_search_can_be_made_longer(here):

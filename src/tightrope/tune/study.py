@@ -104,7 +104,7 @@ def search(
             end = time.monotonic() - began + (statistics.mean(took) if took else 0.0)
             if budget is not None and end > budget:
                 return None
-            tried = _tried(optuna, study)
+            tried = [trial.user_attrs["values"] for trial in _begun(study)]
             return None if len(tried) >= trials else _propose(optuna, study, space, tried)
 
         with Workers(jobs) as workers, Progress("tune", max(trials, done), done, "trial") as progress:
@@ -200,20 +200,25 @@ def _open(optuna: Any, out: Path) -> Any:
 
 def _unfinished(optuna: Any, study: Any, out: Path) -> Iterator[tuple[int, Mapping[str, Value]]]:
     """What an earlier part of the search has begun and not ended; ends that Optuna missed are told to it."""
+    states = optuna.trial.TrialState
     ended = {trial.number: trial for trial in read_trials(out)}
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        if trial.number in ended:
-            _tell(optuna, study, ended[trial.number])
-        elif "values" in trial.user_attrs:
-            yield trial.number, trial.user_attrs["values"]
-        else:
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    for number, trial in enumerate(_begun(study)):
+        if trial.state == states.RUNNING and number in ended:
+            _tell(optuna, study, ended[number])
+        elif trial.state == states.RUNNING:
+            yield number, trial.user_attrs["values"]
+    for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+        if "values" not in trial.user_attrs:  # killed while it was asked for
+            study.tell(trial.number, state=states.FAIL)
 
 
-def _tried(optuna: Any, study: Any) -> list[Mapping[str, Value]]:
-    """The values of all trials that were begun."""
-    kept = [trial for trial in study.trials if trial.state != optuna.trial.TrialState.FAIL]
-    return [trial.user_attrs["values"] for trial in kept if "values" in trial.user_attrs]
+def _begun(study: Any) -> list[Any]:
+    """Optuna's trials that became trials of the search, by the search's number.
+
+    Optuna also counts what it proposed twice, or was killed over: by its own numbers a search that was stopped
+    would go on with other seeds.
+    """
+    return [trial for trial in study.get_trials(deepcopy=False) if "values" in trial.user_attrs]
 
 
 def _propose(
@@ -227,7 +232,7 @@ def _propose(
     if len(tried) >= size(space.ranges):
         return None
     distributions = {key: _distribution(optuna, one) for key, one in space.ranges.items()}
-    seed = derive_seed(space.seed, "trial", len(study.trials)) % 2**32
+    seed = derive_seed(space.seed, "trial", len(tried)) % 2**32
     study.sampler = optuna.samplers.TPESampler(seed=seed)
     trial = study.ask(distributions)
     if trial.params in tried:  # only where everything is finite
@@ -237,7 +242,7 @@ def _propose(
         study.enqueue_trial(next(values for values in combinations if values not in tried))
         trial = study.ask(distributions)
     trial.set_user_attr("values", trial.params)
-    return trial.number, trial.params
+    return len(tried), trial.params
 
 
 def _distribution(optuna: Any, one: Range) -> Any:
@@ -251,10 +256,11 @@ def _distribution(optuna: Any, one: Range) -> Any:
 
 def _tell(optuna: Any, study: Any, trial: Trial) -> None:
     """Tell Optuna how a trial ended; a failed one counts as pruned, else it would learn nothing of it."""
+    number = _begun(study)[trial.number].number
     if trial.state == "finished" and trial.point is not None:
-        study.tell(trial.number, [trial.point.clean, trial.point.certified])
+        study.tell(number, [trial.point.clean, trial.point.certified])
     else:
-        study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
+        study.tell(number, state=optuna.trial.TrialState.PRUNED)
 
 
 def _line(trial: Trial, trials: Iterable[Trial]) -> str:

@@ -139,7 +139,9 @@ def run(task: Task) -> None:
             dataset = load(recipe.data)
             network = make_network(recipe, dataset)
             source = as_source(dataset.train, find_device(task.device))
-            run_recipe(recipe, method, network, source, out=task.folder, resume=True, watch=watch)
+            seen = _metrics(task.folder)
+            if not (seen and watch(seen[-1])):  # may have been killed after a check that was to stop it
+                run_recipe(recipe, method, network, source, out=task.folder, resume=True, watch=watch)
         except Interrupted:
             if state != "pruned":
                 raise
