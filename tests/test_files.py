@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter
 
-from tightrope.errors import InputError, TightropeError
+from tightrope.errors import FileError, InputError, TightropeError
 from tightrope.files import (
     append_lines,
     check_line,
@@ -89,11 +89,16 @@ def test_a_full_disk_is_one_line_that_says_what_to_do(tmp_path, monkeypatch, wri
     assert full.value.exit_code == 1
 
 
-def test_a_place_that_cannot_be_written_to_is_an_input_error(tmp_path):
+def test_a_file_error_is_a_user_s_error():
+    assert issubclass(FileError, InputError)
+    assert FileError.exit_code == 2
+
+
+def test_a_place_that_cannot_be_written_to_is_a_file_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot write .*file/below: .*check the path"):
+    with pytest.raises(FileError, match=r"cannot write .*file/below: .*check the path"):
         write_atomically(tmp_path / "file" / "below", "x")
-    with pytest.raises(InputError, match="cannot write "):
+    with pytest.raises(FileError, match="cannot write "):
         append_lines(tmp_path, [{"a": 1}])
 
 
@@ -183,7 +188,7 @@ def test_a_checked_line_is_its_value_or_an_error_with_file_line_and_key(tmp_path
     kind = TypeAdapter(Point)
     assert check_line(kind, b'{"x": 1}', tmp_path / "file", 3) == Point(x=1)
     for line, place in ((b'{"x": "one"}', "file, line 3: x: "), (b"{", "file, line 3: Invalid JSON")):
-        with pytest.raises(InputError, match=place):
+        with pytest.raises(FileError, match=place):
             check_line(kind, line, tmp_path / "file", 3)
 
 
@@ -207,13 +212,13 @@ def test_json_objects_come_back(tmp_path):
     ],
     ids=["cut off", "no text", "a list", "missing", "a folder"],
 )
-def test_what_is_no_json_object_is_an_input_error(tmp_path, content, message):
+def test_what_is_no_json_object_is_a_file_error(tmp_path, content, message):
     path = tmp_path / "file"
     if content is ...:
         path.mkdir()
     elif content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(FileError, match=message):
         read_json(path)
 
 
@@ -240,12 +245,12 @@ def test_tensors_that_share_memory_can_be_saved(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
-def test_a_truncated_file_is_an_input_error(tmp_path, keep):
+def test_a_truncated_file_is_a_file_error(tmp_path, keep):
     path = tmp_path / "file"
     save_tensors(path, TENSORS)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(
-        InputError, match=r"file is corrupt or not a safetensors file .*delete it or restore it"
+        FileError, match=r"file is corrupt or not a safetensors file .*delete it or restore it"
     ):
         load_tensors(path)
 
@@ -259,7 +264,7 @@ def test_not_a_byte_may_change(tmp_path):
         changed = bytearray(written)
         changed[place] ^= 1
         path.write_bytes(changed)
-        with pytest.raises(InputError, match="is corrupt"):
+        with pytest.raises(FileError, match="is corrupt"):
             load_tensors(path)
 
 
@@ -270,19 +275,19 @@ def test_files_that_others_wrote_have_no_digest(tmp_path):
     assert load_tensors(tmp_path / "file")[0]["a"].tolist() == [1, 1]
 
 
-def test_a_header_that_is_no_json_is_an_input_error(tmp_path):
+def test_a_header_that_is_no_json_is_a_file_error(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.ones(1)}, tmp_path / "file", {"header": "{"})
-    with pytest.raises(InputError, match="is corrupt"):
+    with pytest.raises(FileError, match="is corrupt"):
         load_tensors(tmp_path / "file")
 
 
-def test_missing_and_unreadable_files_are_input_errors(tmp_path):
-    with pytest.raises(InputError, match="nothing is missing"):
+def test_missing_and_unreadable_files_are_file_errors(tmp_path):
+    with pytest.raises(FileError, match="nothing is missing"):
         load_tensors(tmp_path / "nothing")
     for read in (load_tensors, read_lines):
-        with pytest.raises(InputError, match="cannot read "):
+        with pytest.raises(FileError, match="cannot read "):
             read(tmp_path)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ import pytest
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from tightrope.errors import InputError, RecipeError, TightropeError
+from tightrope.errors import DataError, InputError, RecipeError, TightropeError
 from tightrope.recipes import parse_recipe, read_recipe
 from tightrope.train import methods
 from tightrope.train.schedules import Course, Ramp
@@ -405,6 +407,64 @@ def test_a_trial_that_diverges_has_failed_and_the_search_goes_on(here):
     assert bad.state == "failed"
     assert "is nan at step" in bad.reason
     assert [one.values["training.lr"] for one in found.front] == [1e-3]
+
+
+def interrupted_search(out: str) -> Path:
+    """A search that was stopped in its first trial; the run folder of that."""
+    from tightrope.train import loop
+
+    with mock.patch.object(loop.Progress, "note", side_effect=SystemExit), pytest.raises(SystemExit):
+        tightrope_search(out)
+    return Path(out, "trials/0000")
+
+
+def tightrope_search(out: str, **more: Any) -> Any:
+    return search(read_recipe(Path("recipe.toml")), "recipe.toml", Path(out), trials=1, **more)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoint/last.safetensors"])
+def test_a_damaged_file_stops_the_search_and_makes_no_trial_fail(here, name):
+    path = interrupted_search("out") / name
+    content = path.read_bytes()
+    path.write_bytes(b"noise\n")
+    outcome = tightrope("tune", "--resume", "--out", "out", "--trials", 1)
+    assert_refused(outcome, name, "restore")
+    assert read_trials(Path("out")) == []
+    path.write_bytes(content)
+    assert [one.state for one in tightrope_search("out", resume=True).trials] == ["finished"]
+
+
+def test_a_run_of_something_else_in_a_trial_s_folder_stops_the_search(here):
+    shutil.copytree(interrupted_search("other"), "out/trials/0000")
+    Path("recipe.toml").write_text(RECIPE.replace("epochs = 4", "epochs = 3"))
+    said = "training.epochs: 4 there, 3 now"
+    assert_refused(tightrope("tune", "recipe.toml", "--out", "out"), said, lines=3)
+    several = tightrope("tune", "recipe.toml", "--out", "out", "--resume", "--jobs", 2, "--trials", 1)
+    assert_refused(several, said, code=1)
+    assert read_trials(Path("out")) == []
+
+
+def test_a_file_that_cannot_be_written_stops_the_search_and_makes_no_trial_fail(here):
+    fsync = os.fsync
+
+    def limited(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size > 20_000:  # a checkpoint
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        fsync(descriptor)
+
+    with mock.patch("os.fsync", limited):
+        outcome = tightrope("tune", "recipe.toml", "--out", "out", "--trials", 2)
+    assert_refused(outcome, "cannot write out/trials/0000", os.strerror(errno.EFBIG))
+    assert read_trials(Path("out")) == []
+    assert tightrope("tune", "--resume", "--out", "out", "--trials", 2).code == 0
+
+
+def test_data_that_are_gone_stop_the_search_and_make_no_trial_fail(here):
+    folder = interrupted_search("out")
+    task = trials_module.Task(Path("out"), 0, {}, {"data": "gone.npz"})
+    with pytest.raises(DataError, match=r"gone\.npz"):
+        trials_module.run(task)
+    assert not (folder / "trial.json").exists()
 
 
 def test_a_search_in_which_nothing_is_finished_has_failed(here):

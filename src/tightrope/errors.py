@@ -31,7 +31,11 @@ class RecipeError(InputError):
     """A recipe has an unknown key, a wrong type, or values that contradict each other."""
 
 
-class IdentityError(InputError):
+class FileError(InputError):
+    """A file cannot be read or written, or does not hold what it should: no fault of what is asked for."""
+
+
+class IdentityError(FileError):
     """A file to resume from or to reuse was made by something else than what is asked for now."""
 
 

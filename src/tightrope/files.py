@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tightrope.errors import InputError, TightropeError
+from tightrope.errors import FileError, TightropeError
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
     Raises:
         TightropeError: if the disk is full; the old file is still there.
-        InputError: if the file cannot be written for another reason.
+        FileError: if the file cannot be written for another reason.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -49,7 +49,7 @@ def _unwritable(path: Path, error: OSError) -> TightropeError:
         return TightropeError(
             f"no space left to write {path}; what was there before is kept. Free some space"
         )
-    return InputError(f"cannot write {path}: {error.strerror}; check the path and its permissions")
+    return FileError(f"cannot write {path}: {error.strerror}; check the path and its permissions")
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def locked(path: Path, taken: TightropeError, timeout: float = 0.0) -> Iterator[
 
     Raises:
         TightropeError: `taken`, or if the disk is full.
-        InputError: if the file cannot be written.
+        FileError: if the file cannot be written.
     """
     lock = FileLock(path, timeout=timeout)
     try:
@@ -85,7 +85,7 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
     Raises:
         TightropeError: if the disk is full; the file is as it was.
-        InputError: if the file cannot be written for another reason.
+        FileError: if the file cannot be written for another reason.
     """
     content = "".join(to_json(record) + "\n" for record in records).encode()
     size = path.stat().st_size if path.exists() else 0
@@ -104,7 +104,7 @@ def read_lines(path: Path) -> list[bytes]:
     """The lines that `append_lines` wrote; a last one that a crash cut off is left out.
 
     Raises:
-        InputError: if the file cannot be read.
+        FileError: if the file cannot be read.
     """
     try:
         *lines, rest = path.read_bytes().split(b"\n")
@@ -116,8 +116,8 @@ def read_lines(path: Path) -> list[bytes]:
     return lines
 
 
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(f"cannot read {path}: {error.strerror}; check the path and its permissions")
+def _unreadable(path: Path, error: OSError) -> FileError:
+    return FileError(f"cannot read {path}: {error.strerror}; check the path and its permissions")
 
 
 def check_line(kind: TypeAdapter[T], line: bytes, path: Path, number: int) -> T:
@@ -130,14 +130,14 @@ def check_line(kind: TypeAdapter[T], line: bytes, path: Path, number: int) -> T:
         number: its number in that file, from 1.
 
     Raises:
-        InputError: if it is something else; the message names file, line and key.
+        FileError: if it is something else; the message names file, line and key.
     """
     try:
         return kind.validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise InputError(
+        raise FileError(
             f"{path}, line {number}: {f'{where}: ' if where else ''}{first['msg']}; "
             "restore the file, or make it again"
         ) from None
@@ -152,18 +152,18 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        InputError: if the file is missing or broken.
+        FileError: if the file is missing or broken.
     """
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
+        raise FileError(f"{path} is missing") from None
     except OSError as error:
         raise _unreadable(path, error) from None
     except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
+        raise FileError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} should hold a JSON object")
+        raise FileError(f"{path} should hold a JSON object")
     return content
 
 
@@ -178,7 +178,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save_tensors` wrote: the tensors, on the CPU, and the header.
 
     Raises:
-        InputError: if the file is missing, truncated, not a safetensors file, or not as it was written.
+        FileError: if the file is missing, truncated, not a safetensors file, or not as it was written.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -189,11 +189,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError("its content is not what was written, by its SHA-256")
         header = json.loads(words)
     except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
+        raise FileError(f"{path} is missing") from None
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error}; check the path and its permissions") from None
+        raise FileError(f"cannot read {path}: {error}; check the path and its permissions") from None
     except (SafetensorError, ValueError) as error:
-        raise InputError(
+        raise FileError(
             f"{path} is corrupt or not a safetensors file ({error}); delete it or restore it"
         ) from error
     return tensors, header

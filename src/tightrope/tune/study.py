@@ -215,8 +215,8 @@ def _unfinished(optuna: Any, study: Any, out: Path) -> Iterator[tuple[int, Mappi
 def _begun(study: Any) -> list[Any]:
     """Optuna's trials that became trials of the search, by the search's number.
 
-    Optuna also counts what it proposed twice, or was killed over: by its own numbers a search that was stopped
-    would go on with other seeds.
+    Optuna also counts what it proposed twice, or was killed over: by its own numbers a search that was
+    stopped would go on with other seeds.
     """
     return [trial for trial in study.get_trials(deepcopy=False) if "values" in trial.user_attrs]
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from tightrope.api import find_device, make_network, run_recipe
 from tightrope.data import as_source, load
-from tightrope.errors import DivergedError, InputError, TightropeError
+from tightrope.errors import DivergedError, FileError, InputError, TightropeError
 from tightrope.files import check_line, locked, read_json, read_lines, to_json, write_atomically
 from tightrope.recipes import parse_recipe
 from tightrope.train import Interrupted, Method, Ramp
@@ -112,6 +112,8 @@ def run(task: Task) -> None:
     Raises:
         Interrupted: on Ctrl-C or SIGTERM, after saving.
         TightropeError: if the disk is full, or another process trains in the run folder.
+        FileError: if one of its files cannot be read or written, is damaged, or belongs to another run.
+        DataError: if the data are missing or damaged.
     """
     task.folder.mkdir(parents=True, exist_ok=True)
     _wait_for(task.folder)
@@ -132,19 +134,20 @@ def run(task: Task) -> None:
         return rival is not None
 
     with (task.folder / "train.log").open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
+        dataset = load(task.content["data"])  # all trials need it: where it is gone, none of them has failed
+        source = as_source(dataset.train, find_device(task.device))
         try:
             recipe = parse_recipe(task.content, f"trial {task.number}")
             method, epochs = recipe.build_method(), recipe.training.epochs
-            assert recipe.data is not None
-            dataset = load(recipe.data)
             network = make_network(recipe, dataset)
-            source = as_source(dataset.train, find_device(task.device))
             seen = _metrics(task.folder)
             if not (seen and watch(seen[-1])):  # may have been killed after a check that was to stop it
                 run_recipe(recipe, method, network, source, out=task.folder, resume=True, watch=watch)
         except Interrupted:
             if state != "pruned":
                 raise
+        except FileError:
+            raise  # its values are not to blame: the search stops, and the trial can go on
         except (DivergedError, InputError, torch.OutOfMemoryError, MemoryError) as error:
             state, reason = "failed", str(error) or "out of memory"
     records = _metrics(task.folder)
@@ -228,7 +231,7 @@ def read_trials(search: Path) -> list[Trial]:
     """The trials of a search that have come to an end, by number.
 
     Raises:
-        InputError: if a file is broken.
+        FileError: if a file is broken.
     """
     return [read_trial(path) for path in sorted(search.glob("trials/*/trial.json"))]
 
@@ -237,14 +240,14 @@ def read_trial(path: Path) -> Trial:
     """What `run` wrote.
 
     Raises:
-        InputError: if the file is missing or broken.
+        FileError: if the file is missing or broken.
     """
     content = read_json(path)
     try:
         return Trial.model_validate_json(to_json(content))
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(
+        raise FileError(
             f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; delete the file: with --resume the "
             "trial goes on"
         ) from None

@@ -121,7 +121,7 @@ def _alone(task: Task, jobs: int) -> None:
         sys.exit(INTERRUPTED)
     except TightropeError as error:
         with (task.folder / "train.log").open("a", encoding="utf-8") as log:
-            print(f"error: {error}", file=log)
+            print("error:", " ".join(str(error).split()), file=log)  # the last line, for `_why`
         sys.exit(1)
 
 
