@@ -473,6 +473,20 @@ def test_a_search_in_which_nothing_is_finished_has_failed(here):
     outcome = tightrope("tune", "bad.toml", "--out", "out", "--trials", 2)
     assert_refused(outcome, "no trial was finished", "trial.json", code=1)
     assert [one.state for one in read_trials(Path("out"))] == ["failed", "failed"]
+    assert tightrope("report", "out").code == 0
+    page = Path("out/report.html").read_text()
+    assert "No trial is finished, so there is no front." in page
+    assert page.count("at step") == 2  # why, trial by trial
+    assert "The front: trials that no other one beats" not in page
+
+
+def test_a_search_is_no_run_to_compare(here):
+    assert tightrope("tune", "recipe.toml", "--out", "out", "--trials", 1, "--epochs", 1).code == 0
+    run = "out/trials/0000"
+    both = (run, "out")
+    for command in (("compare", "out"), ("compare", *both), ("report", *both), ("report", *both[::-1])):
+        assert_refused(tightrope(*command), "out is a search", "report", "out/trials")
+    assert tightrope("compare", run).code == 0
 
 
 def test_a_budget_begins_no_trial_that_would_not_be_done(here, monkeypatch):

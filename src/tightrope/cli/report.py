@@ -21,13 +21,23 @@ def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
     from tightrope.report import write_report, write_search  # matplotlib takes half a second to import
 
     out = out or runs[0] / "report.html"
-    if (runs[0] / "tune.json").is_file():
-        if len(runs) > 1:
-            raise InputError(f"{runs[0]} is a search: report on it alone, or on runs in {runs[0] / 'trials'}")
+    if len(runs) > 1:
+        _refuse_searches(runs, "report on it alone")
+    if _is_search(runs[0]):
         write_search(read_search(runs[0]), out)
     else:
         write_report(list(runs), out)
     click.echo(f"report: {out}")
+
+
+def _is_search(folder: Path) -> bool:
+    return (folder / "tune.json").is_file()
+
+
+def _refuse_searches(runs: tuple[Path, ...], instead: str) -> None:
+    """Raise an InputError if one of several folders holds a search, which is no run."""
+    for folder in filter(_is_search, runs):
+        raise InputError(f"{folder} is a search: {instead}, or name runs in {folder / 'trials'}")
 
 
 @click.command("compare")
@@ -42,6 +52,7 @@ def compare_command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> 
     """
     from tightrope.report import compare, differences
 
+    _refuse_searches(runs, "`tightrope report` shows its trials side by side")
     rows = compare(list(runs), out)
     columns = ("run", "method", "data", "eps", "verifier", "examples", "clean", "attacked", "certified")
     table = [[*columns, "cost"]]

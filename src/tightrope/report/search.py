@@ -33,7 +33,7 @@ def write_search(found: Found, out: Path) -> None:
     """Write one self-contained HTML page on a search.
 
     Args:
-        found: the search, with at least one finished trial.
+        found: the search; where no trial is finished, the page lists those that ended, without a picture.
         out: the HTML file to write.
 
     Raises:
@@ -66,7 +66,7 @@ def write_search(found: Found, out: Path) -> None:
         f"{100 / held_out:.2g} points. The best of many trials looks better there than it is: judge the one "
         "you choose on the test set. Certified accuracy comes from the method's own bounds in float32: it "
         "guides the search, and is no verdict.",
-        plots=[_picture(found, front, others), *_slices(found)],
+        plots=[_picture(found, front, others), *_slices(found)] if front else [],
         keys=keys,
         front=[_row(trial, keys, found.folder) for trial in front],
         others=[_row(trial, keys, found.folder) for trial in others],
