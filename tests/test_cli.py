@@ -311,6 +311,28 @@ def test_train_refuses_a_recipe_key_by_name(assignment, said):
 
 
 @pytest.mark.parametrize(
+    ("wrong", "option", "said"),
+    [
+        ('method = "ibp"', ("--eps", 0.1), ["method.eps cannot be set", "not a table"]),
+        ('method = "ibp"', ("--method", "ibp"), ["method.name cannot be set", "not a table"]),
+        ("training = 5", ("--epochs", 2), ["training.epochs cannot be set", "not a table"]),
+        ('modifiers = "reweight"', ("--with", "l1"), ["modifiers.l1 cannot be set", "not a table"]),
+        ('modifiers = ["reweight"]', ("--with", "reweight"), ["modifiers.reweight cannot be set"]),
+    ],
+)
+def test_train_refuses_an_option_for_what_the_recipe_says_otherwise(here, wrong, option, said):
+    Path("recipe.toml").write_text(f'{wrong}\ndata = "blobs.npz"\nmodel = "2x100"\n')
+    assert_refused(tightrope("train", "recipe.toml", *option), *said)
+
+
+def test_a_modifier_that_the_recipe_has_keeps_its_options(here):
+    recipe = Path("run/recipe.toml").read_text() + "\n[modifiers.l1]\nweight = 0.25\n"
+    Path("recipe.toml").write_text(recipe)
+    outcome = tightrope("train", "recipe.toml", "--with", "l1", "--dry-run", "--json")
+    assert outcome.json()["recipe"]["modifiers"] == {"l1": {"weight": 0.25}}
+
+
+@pytest.mark.parametrize(
     ("factory", "said"),
     [
         ("wide", ["inputs of shape (4,)"]),

@@ -625,12 +625,14 @@ def test_another_search_is_not_resumed(here):
         (["plain.toml"], ["plain.toml declares nothing to search"], 1),
         (["bad.toml"], ["[tune] of bad.toml", "method.epss", "'eps'"], 2),
         (["nowhere.toml"], ["there is no recipe nowhere.toml"], 1),
+        (["five.toml", "--epochs", "2"], ["training.epochs cannot be set", "not a table"], 1),
         (["recipe.toml", "--prune-margin", "0"], ["--prune-margin", "got 0"], 1),
     ],
 )
 def test_tune_refuses_before_any_training(here, arguments, said, lines):
     Path("plain.toml").write_text(RECIPE.split("[tune]")[0])
     Path("bad.toml").write_text(RECIPE.replace('"method.eps"', '"method.epss"'))
+    Path("five.toml").write_text("training = 5\n")
     assert_refused(tightrope("tune", *arguments), *said, lines=lines)
     assert not list(here.rglob("metrics.jsonl"))
     assert not list(here.rglob("tune.json"))

@@ -214,13 +214,27 @@ def assign(content: dict[str, Any], key: str, value: Any) -> None:
     Raises:
         RecipeError: if the key leads through something that is no table.
     """
-    table = content
     *parents, leaf = key.split(".")
-    for parent in parents:
-        table = table.setdefault(parent, {})
+    _table(content, parents, key)[leaf] = value
+
+
+def add_modifier(content: dict[str, Any], name: str) -> None:
+    """Add a modifier to a recipe, which keeps the options that it has for it.
+
+    Raises:
+        RecipeError: if `modifiers` is no table.
+    """
+    _table(content, ["modifiers"], f"modifiers.{name}").setdefault(name, {})
+
+
+def _table(content: dict[str, Any], path: Iterable[str], key: str) -> dict[str, Any]:
+    """The table at the end of a path, made where there is none, for a key that is to be set in it."""
+    table = content
+    for part in path:
+        table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise RecipeError(f"{key} cannot be set: {parent} is a value, not a table; set {parent} itself")
-    table[leaf] = value
+            raise RecipeError(f"{key} cannot be set: {part} is a value, not a table; set {part} itself")
+    return table
 
 
 def build_method(

@@ -27,7 +27,7 @@ from tightrope.data import as_source, load
 from tightrope.errors import InputError
 from tightrope.files import to_json
 from tightrope.progress import duration
-from tightrope.recipes import Recipe, override, parse_recipe, read_recipe
+from tightrope.recipes import Recipe, add_modifier, assign, override, parse_recipe, read_recipe
 from tightrope.region import REGIONS
 from tightrope.targets import load_target
 from tightrope.train import METHODS
@@ -100,16 +100,12 @@ def train_command(
             raise InputError(f"{out} holds no run to resume: there is no {recipe}")
     content = read_recipe(recipe) if recipe else {}
     given = {"data": data, "model": model, "seed": seed, "test_eps": test_eps}
-    content.update({key: value for key, value in given.items() if value is not None})
-    for table, key, value in (
-        ("method", "name", method),
-        ("method", "eps", eps),
-        ("training", "epochs", epochs),
-    ):
+    given |= {"method.name": method, "method.eps": eps, "training.epochs": epochs}
+    for key, value in given.items():
         if value is not None:
-            content.setdefault(table, {})[key] = value
+            assign(content, key, value)
     for name in modifiers:
-        content.setdefault("modifiers", {}).setdefault(name, {})
+        add_modifier(content, name)
     if eps is not None and method in METHODS and "eps" not in options_of(METHODS[method]).model_fields:
         raise InputError(f"{method} trains without a radius: say what to certify at with --test-eps instead")
     if epochs is not None and budget is not None:

@@ -20,7 +20,7 @@ from tightrope.cli.options import (
 from tightrope.cli.tables import cell, print_table
 from tightrope.errors import InputError, TightropeError
 from tightrope.files import to_json, write_atomically
-from tightrope.recipes import read_recipe
+from tightrope.recipes import assign, read_recipe
 from tightrope.tune import MARGIN, read_search, search
 
 
@@ -100,7 +100,7 @@ def tune_command(
     if seed is not None:
         content["seed"] = seed
     if epochs is not None:
-        content.setdefault("training", {})["epochs"] = epochs
+        assign(content, "training.epochs", epochs)
     if not 0 < prune_margin <= 1:
         raise InputError(f"--prune-margin is a share above 0 and at most 1, got {prune_margin:g}")
     try:
