@@ -517,11 +517,28 @@ def test_a_folder_that_cannot_be_written_is_named(here):
     assert_refused(tightrope("train", "--data", "blobs.npz", *IBP, "--out", "nets.py"), "is a file")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
-def test_out_of_memory_says_what_to_lower(here, error):
-    with mock.patch.object(cli.train, "run_recipe", side_effect=error):
-        outcome = tightrope("train", "--data", "blobs.npz", *IBP)
-    assert_refused(outcome, "out of memory", "training.batch", "--device cpu", code=1)
+CUDA = torch.OutOfMemoryError("CUDA out of memory.")
+CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+
+@pytest.mark.parametrize("error", [CUDA, CPU, MemoryError()], ids=["cuda", "cpu", "numpy"])
+@pytest.mark.parametrize(
+    ("command", "does", "said"),
+    [
+        (["train", "--data", "blobs.npz", *IBP], (cli.train, "run_recipe"), "training.batch"),
+        (["certify", "run"], (cli.verify, "certify"), "--verifier"),
+        (["attack", "run"], (cli.verify, "certify"), "--jobs"),
+        (["radius", "run"], (cli.verify, "radius"), "--batch"),
+        (["report", "run"], (cli.report, "_is_search"), "free some memory"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_out_of_memory_says_what_to_lower(here, error, command, does, said):
+    with mock.patch.object(*does, side_effect=error):
+        outcome = tightrope(*command)
+    assert_refused(outcome, "out of memory", said, code=1)
+    assert ("training" in outcome.err) == (command[0] == "train")
+    assert ("--device cpu" in outcome.err) == (error is CUDA)
 
 
 # ------------------------------------------------------------------------------- certify and attack

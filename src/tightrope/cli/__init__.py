@@ -47,6 +47,15 @@ for command in (
 ):
     cli.add_command(command)
 
+# What to do where a command runs out of memory.
+_LESS = {
+    "train": "lower training.batch",
+    "tune": "lower training.batch",
+    "certify": "take fewer --jobs, or a --verifier that needs less, such as crown-ibp",
+    "attack": "take fewer --jobs, or free some memory",
+    "radius": "lower --batch, or take fewer --jobs",
+}
+
 
 def main() -> None:
     """Run the command line; turns errors into one clear line and an exit status."""
@@ -70,7 +79,10 @@ def main() -> None:
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate" not in str(error):
             raise
-        _fail(f"out of memory; lower training.batch, or take --device cpu ({error})", 1)
+        less = _LESS.get(sys.argv[1], "free some memory")
+        # A processor's memory ends in one of the other errors.
+        elsewhere = ", or take --device cpu" if isinstance(error, torch.OutOfMemoryError) else ""
+        _fail(f"out of memory; {less}{elsewhere} ({str(error) or 'no memory left'})", 1)
 
 
 def _fail(message: str, status: int) -> NoReturn:
