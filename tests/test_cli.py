@@ -722,6 +722,24 @@ def test_ctrl_c_keeps_finished_verdicts_and_resuming_gives_the_same(here, monkey
     assert agree(path, Path("whole.jsonl"))
 
 
+@pytest.mark.parametrize("command", ["certify", "attack", "radius"])
+def test_ctrl_c_speaks_of_resuming_only_where_something_is_kept(here, monkeypatch, command):
+    from tightrope.verify import resumable
+
+    shutil.move("run/checkpoint", "elsewhere")  # a results folder: nothing is written there
+    monkeypatch.setattr(resumable.Progress, "advance", mock.Mock(side_effect=KeyboardInterrupt))
+    assert tightrope(command, "run") == Outcome(130, "", "\ninterrupted\n")
+    outcome = tightrope(command, "run", "--out", "a.jsonl")
+    assert outcome == Outcome(130, "", "\ninterrupted: what was done is kept; go on with --resume\n")
+
+
+@pytest.mark.parametrize("command", [["train", "run/recipe.toml"], ["certify", "run"]])
+def test_ctrl_c_before_anything_was_done_does_not_speak_of_resuming(here, command):
+    module = getattr(cli, command[0].replace("certify", "verify"))
+    with mock.patch.object(module, "load", side_effect=KeyboardInterrupt):
+        assert tightrope(*command, "--out", "a") == Outcome(130, "", "\ninterrupted\n")
+
+
 def test_a_killed_certify_resumes_to_the_same_verdicts(here):
     path = Path("a.jsonl")
     command = ["certify", "run", "--out", "a.jsonl", "--threads", "1", "--attack-restarts", "12"]

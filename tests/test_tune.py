@@ -521,6 +521,12 @@ def test_ctrl_c_keeps_what_was_done_and_the_page_of_it(here, monkeypatch):
     assert len(read_trials(Path("out"))) == 5
 
 
+def test_ctrl_c_before_a_search_is_begun_keeps_nothing_and_does_not_say_so(here):
+    with mock.patch.object(study, "load", side_effect=KeyboardInterrupt):
+        outcome = tightrope("tune", "recipe.toml", "--out", "out")
+    assert (outcome.code, outcome.err) == (130, "\ninterrupted\n")
+
+
 def begun(folders: list[Path], asked: threading.Event | None = None) -> bool:
     """Wait until each run has finished an epoch; False if it takes too long, or nobody asks any more."""
     deadline = time.monotonic() + 240

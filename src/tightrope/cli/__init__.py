@@ -68,8 +68,10 @@ def main() -> None:
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "tightrope"
         _fail(f"{error.format_message()} (see {command} --help)", error.exit_code)
-    except (Interrupted, click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: what was done is kept; go on with --resume", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        saved = isinstance(error.__cause__, Interrupted)  # click makes an Abort of it
+        kept = ": what was done is kept; go on with --resume" if saved else ""
+        click.echo(f"interrupted{kept}", err=True)
         sys.exit(130)
     except TightropeError as error:
         _fail(str(error), error.exit_code)

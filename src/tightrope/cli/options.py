@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import torch
 
+from tightrope.train import Interrupted
 from tightrope.train.schedules import parse_number
 
 Option = Callable[[Callable[..., None]], Callable[..., None]]
@@ -54,6 +56,17 @@ threads_option = click.option(
     help="Processor threads.  [default: all]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON object as the last line.")
+
+
+@contextmanager
+def keeping(path: Path | None) -> Iterator[None]:
+    """Have an interruption say that what was done is kept, if it is: where this file was begun."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if path is None or not path.exists():
+            raise
+        raise Interrupted from None
 
 
 def unused(path: Path) -> Path:

@@ -18,6 +18,7 @@ from tightrope.cli.options import (
     SEED,
     device_option,
     json_option,
+    keeping,
     number,
     threads_option,
     time,
@@ -154,7 +155,8 @@ def _train(
             warn_of_settings(recipe, method)
             _print_plan(recipe, network, seconds, find_device(device), as_json)
             return
-    run = run_recipe(recipe, method, network, source, out=out, resume=resume)
+    with keeping(out / "checkpoint" / "last.safetensors"):
+        run = run_recipe(recipe, method, network, source, out=out, resume=resume)
     last = run.metrics()[-1]
     click.echo(
         f"trained {out} in {last['seconds']:.1f} s; held out: clean {last['held_out']['clean']:.2%}, "

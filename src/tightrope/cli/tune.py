@@ -13,6 +13,7 @@ from tightrope.cli.options import (
     SEED,
     device_option,
     json_option,
+    keeping,
     number,
     time,
     use_threads,
@@ -21,6 +22,7 @@ from tightrope.cli.tables import cell, print_table
 from tightrope.errors import InputError, TightropeError
 from tightrope.files import to_json, write_atomically
 from tightrope.recipes import assign, read_recipe
+from tightrope.train import Interrupted
 from tightrope.tune import MARGIN, read_search, search
 
 
@@ -104,20 +106,20 @@ def tune_command(
     if not 0 < prune_margin <= 1:
         raise InputError(f"--prune-margin is a share above 0 and at most 1, got {prune_margin:g}")
     try:
-        search(
-            content,
-            str(recipe),
-            out,
-            trials=trials,
-            jobs=jobs,
-            budget=budget,
-            margin=prune_margin,
-            device=device,
-            resume=resume,
-        )
-    except KeyboardInterrupt:
-        if (out / "tune.json").exists():
-            _say_what_was_found(out, as_json)
+        with keeping(out / "tune.json"):
+            search(
+                content,
+                str(recipe),
+                out,
+                trials=trials,
+                jobs=jobs,
+                budget=budget,
+                margin=prune_margin,
+                device=device,
+                resume=resume,
+            )
+    except Interrupted:
+        _say_what_was_found(out, as_json)
         raise
     if not _say_what_was_found(out, as_json):
         if not any(out.glob("trials/*")):

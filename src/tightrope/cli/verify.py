@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from tightrope.api import certify, find_device, latent_robustness, radius
 from tightrope.checker import summary as summarise
-from tightrope.cli.options import COUNT, FILE, json_option, number
+from tightrope.cli.options import COUNT, FILE, json_option, keeping, number
 from tightrope.cli.question import AttackQuestion, Question, asking, asking_with_attack, verifier_option
 from tightrope.data import load
 from tightrope.errors import InputError, SoundnessViolation
@@ -123,25 +123,26 @@ def _judge(
         warnings.warn("at eps 0 nothing moves, and robust means correct: say how far, --eps", stacklevel=2)
     dataset = load(data)
     out = question.file(f"certify-{verifier}-{question.norm}-{eps:.4g}", target)
-    result = certify(
-        target.taking(dataset.test.shape),
-        dataset.test,
-        REGIONS[question.norm](eps),
-        verifier=verifier,
-        attack=attack,
-        first=question.first,
-        time_limit=time_limit,
-        out=out,
-        resume=question.resume,
-        device=question.device,
-        seed=question.seed,
-        jobs=question.jobs,
-        ray=question.ray,
-        certificates=certificates,
-        name=data,
-        target=question.target,
-        weights=question.weights,
-    )
+    with keeping(out):
+        result = certify(
+            target.taking(dataset.test.shape),
+            dataset.test,
+            REGIONS[question.norm](eps),
+            verifier=verifier,
+            attack=attack,
+            first=question.first,
+            time_limit=time_limit,
+            out=out,
+            resume=question.resume,
+            device=question.device,
+            seed=question.seed,
+            jobs=question.jobs,
+            ray=question.ray,
+            certificates=certificates,
+            name=data,
+            target=question.target,
+            weights=question.weights,
+        )
     click.echo(result, err=question.as_json)
     summary = result.summary()
     if out is not None:
@@ -264,22 +265,23 @@ def radius_command(
         raise InputError(_missing(question.target, data, eps))
     dataset = load(data)
     out = question.file(f"radius-{verifier}-{norm}", target)
-    result = radius(
-        target.taking(dataset.test.shape),
-        dataset.test,
-        REGIONS[norm](eps),
-        tolerance=tolerance,
-        verifier=verifier,
-        first=question.first,
-        batch=batch,
-        time_limit=time_limit,
-        out=out,
-        resume=question.resume,
-        device=question.device,
-        jobs=question.jobs,
-        ray=question.ray,
-        name=data,
-    )
+    with keeping(out):
+        result = radius(
+            target.taking(dataset.test.shape),
+            dataset.test,
+            REGIONS[norm](eps),
+            tolerance=tolerance,
+            verifier=verifier,
+            first=question.first,
+            batch=batch,
+            time_limit=time_limit,
+            out=out,
+            resume=question.resume,
+            device=question.device,
+            jobs=question.jobs,
+            ray=question.ray,
+            name=data,
+        )
     summary = result.summary()
     curve = [f"{point['certified_accuracy']:.2%} at {point['eps']:.4g}" for point in summary["curve"]]
     click.echo(
