@@ -445,6 +445,7 @@ def test_weights_without_a_checkpoint_are_not_overwritten(here):
     [
         ("recipe.toml", b"data ="),
         ("recipe.toml", b"\xff\xfe\x00"),
+        ("recipe.toml", b""),
         ("checkpoint/last.safetensors", b""),
         ("checkpoint/last.safetensors", b"\xff\xfe\x00"),
         ("metrics.jsonl", b""),
@@ -453,6 +454,13 @@ def test_weights_without_a_checkpoint_are_not_overwritten(here):
 def test_resuming_from_a_damaged_file_names_it(here, name, content):
     Path("run", name).write_bytes(content)
     assert_refused(tightrope("train", "--resume", "--out", "run"), f"run/{name}")
+
+
+def test_an_empty_recipe_is_not_taken_for_a_training_from_python(here):
+    Path("run/recipe.toml").write_text("")
+    assert_refused(tightrope("train", "--resume", "--out", "run"), "run/recipe.toml is damaged", "restore it")
+    Path("run/recipe.toml").write_text('[method]\nname = "standard"\n')
+    assert_refused(tightrope("train", "--resume", "--out", "run"), "run was trained from Python")
 
 
 def test_ctrl_c_keeps_the_run_and_resuming_ends_with_the_same_weights(here, monkeypatch):

@@ -232,7 +232,7 @@ def test_all_errors_are_named_at_once():
 )
 def test_an_unknown_method_is_an_error_that_lists_them(name, rest):
     message = refusal(lambda: parse(method={"name": name}))
-    assert message.startswith(f"unknown method {name!r}{rest}")
+    assert message.startswith(f"r.toml: unknown method {name!r}{rest}")
     assert message.endswith("; there are " + ", ".join(METHODS))
 
 
@@ -311,6 +311,32 @@ def test_an_error_says_which_file_and_what_was_seen():
     assert message.startswith("mine.toml cannot be used:\n")
     assert "-5" in message
     assert issubclass(RecipeError, InputError)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": {"name": "ipb"}},
+        {"method": {"name": "ibp", "eps": 0.1, "kapa": 0.5}},
+        {"modifiers": {"l2": {}}},
+        {"modifiers": {"l1": {"wieght": 1.0}}},
+    ],
+    ids=str,
+)
+def test_an_error_about_a_method_says_which_file_too(changes):
+    assert refusal(lambda: parse(**changes)).startswith("r.toml: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"training": {"lr": {"strat": 0.1}}}, "training.lr.strat (did you mean 'start'?)"),
+        ({"method": BASE["method"] | {"ramp": {"finsh": 0.5}}}, "ramp.finsh (did you mean 'finish'?)"),
+    ],
+)
+def test_of_a_schedule_s_misspelt_part_nothing_else_is_said(changes, place):
+    _, *problems = refusal(lambda: parse(**changes)).splitlines()
+    assert problems == [f"  unknown key {place}"]
 
 
 def test_the_content_that_is_parsed_is_left_alone():

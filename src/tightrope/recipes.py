@@ -161,7 +161,10 @@ def parse_recipe(content: Mapping[str, Any], source: str) -> Recipe:
             f"{source}: normalise is for tightrope's networks, not for {recipe.model}: leave it out, and "
             "normalise in the network itself"
         )
-    method = recipe.build_method()
+    try:
+        method = recipe.build_method()
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
     return recipe.model_copy(update=described(method))
 
 

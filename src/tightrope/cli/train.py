@@ -116,6 +116,8 @@ def train_command(
         click.echo("note: [tune] is left out; `tightrope tune` searches what it declares", err=True)
     for key in ("data", "model", "method"):
         if key not in content and resume and recipe is not None and out is not None and recipe.parent == out:
+            if "method" not in content:
+                raise InputError(f"{recipe} is damaged (method is missing): restore it")
             raise InputError(f"{out} was trained from Python: resume it there, by fit(..., resume=True)")
         if key not in content:
             raise InputError(

@@ -132,7 +132,9 @@ def completed(said: Any, usual: Any) -> Any:
     if not isinstance(said, Mapping) or not isinstance(usual, Ramp | Course | Steps):
         return said
     whole = usual.model_dump()
-    return whole | dict(said) if "shape" not in said and said.keys() <= whole.keys() else said
+    another = {*Ramp.model_fields, *Steps.model_fields} - whole.keys()
+    # A key of no schedule is a part misspelt: with the rest, that is all there is to complain of.
+    return said if "shape" in said or said.keys() & another else whole | dict(said)
 
 
 def _form(value: Any) -> str:
