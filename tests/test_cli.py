@@ -187,6 +187,11 @@ def test_list_names_what_can_be_asked_for(what):
     assert [line.split()[0] for line in plain.splitlines()] == list(named)
 
 
+def test_list_says_that_networks_also_come_with_batchnorm():
+    assert "NAME-bn: with BatchNorm" in tightrope("list", "models").err
+    assert tightrope("list", "models", "--json").err == tightrope("list", "data").err == ""
+
+
 # -------------------------------------------------------------------------------------------- train
 
 

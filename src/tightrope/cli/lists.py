@@ -35,6 +35,8 @@ def list_command(what: str, as_json: bool) -> None:
     width = max(map(len, listing))
     for name, text in listing.items():
         click.echo(f"{name:{width}}  {text}".rstrip())
+    if what == "models":
+        click.echo("note: those without skip connections also go by NAME-bn: with BatchNorm", err=True)
 
 
 def _first_line(function: Callable[..., object]) -> str:
