@@ -606,6 +606,12 @@ def test_attack_looks_into_the_region_behind_a_layer(here):
     assert tightrope("attack", "run", "--latent", "nothing").code == 2
 
 
+@pytest.mark.parametrize("options", [(), ("--latent", "input")])
+def test_an_attack_of_no_steps_is_none(here, options):
+    outcome = tightrope("attack", "run", "--attack-steps", 0, *options)
+    assert_refused(outcome, "at least one step", "--attack-steps 0")
+
+
 def test_attack_says_nothing_of_certificates(here):
     outcome = tightrope("attack", "run")
     assert outcome.code == 0
@@ -1082,6 +1088,15 @@ def test_quickstart_trains_certifies_and_reports(tmp_path, monkeypatch):
     assert len(statuses) == 360
     assert statuses.count("robust") > 180
     assert (run / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [(("--eps", -1), "not negative"), (("--data", "digits"), "(1, 8, 8)")]
+)
+def test_export_writes_nothing_before_it_knows_that_it_can_write_all(here, option, said):
+    before = snapshot(here)
+    assert_refused(tightrope("export", "run", "--onnx", "a.onnx", "--vnnlib", "p", *option), said)
+    assert snapshot(here) == before
 
 
 def test_properties_of_another_radius_are_not_mixed(here):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -14,7 +15,7 @@ from tightrope.errors import InputError
 from tightrope.files import to_json
 from tightrope.graph import trace
 from tightrope.graph.onnx import write_onnx
-from tightrope.region import REGIONS
+from tightrope.region import REGIONS, Region
 from tightrope.targets import load_target
 from tightrope.verify import write_robustness
 
@@ -60,13 +61,16 @@ def export_command(
     examples = None if data is None or (loaded.input_shape and folder is None) else load(data).test
     shape = loaded.input_shape or (None if examples is None else examples.shape)
     assert shape is not None
-    paths = list[Path]()
+    paths, write_properties = list[Path](), None
     if folder is not None and examples is not None and eps is not None:
         paths = _unmixed(folder, eps, min(first or len(examples), len(examples)))
+        # Made here: a radius or data that will not do are refused before anything is written.
+        region, model = REGIONS["inf"](eps), loaded.taking(examples.shape)
+        write_properties = partial(_write_properties, paths, model, examples, region)
     write_onnx(loaded.model, shape, out)
     click.echo(f"network: {out}", err=as_json)
-    if paths and examples is not None and eps is not None:
-        _write_properties(paths, loaded.taking(examples.shape), examples, eps)
+    if write_properties is not None:
+        write_properties()
         click.echo(f"properties: {len(paths)} in {folder}", err=as_json)
     if as_json:
         click.echo(to_json({"onnx": str(out), "properties": len(paths)}))
@@ -85,9 +89,9 @@ def _unmixed(folder: Path, eps: float, count: int) -> list[Path]:
     return paths
 
 
-def _write_properties(paths: list[Path], model: torch.nn.Module, examples: Split, eps: float) -> None:
+def _write_properties(paths: list[Path], model: torch.nn.Module, examples: Split, region: Region) -> None:
     """One VNN-LIB file per example."""
-    region, classes = REGIONS["inf"](eps), trace(model, examples.shape).classes
+    eps, classes = float(region.eps), trace(model, examples.shape).classes
     warn_of_wide(eps)
     for i, path in enumerate(paths):
         lower, upper = region.corners(examples.images(torch.tensor([i])).double())

@@ -80,6 +80,8 @@ def attack_command(question: AttackQuestion, latent: str | None) -> None:
 
     TARGET is a run folder, a results folder, an .onnx file, or package.module:factory with --weights.
     """
+    if question.attack_steps == 0:
+        raise InputError("an attack takes at least one step, got --attack-steps 0")
     if latent is None:
         _judge(question, "none")
         return
