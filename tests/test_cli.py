@@ -1065,6 +1065,17 @@ def test_compare_prints_a_line_per_file_and_says_what_differs(here):
     assert "Clean, attacked and certified" in Path("compare.html").read_text()
 
 
+def test_compare_names_the_norm_where_it_is_not_l_inf(here):
+    for norm in ("inf", "2"):
+        assert tightrope("certify", "run", "--verifier", "ibp", "--norm", norm, "--eps", 0.02).code == 0
+    outcome = tightrope("compare", "run", "--out", "compare.html")
+    assert [line.split("blobs.npz")[1].split("600")[0].split() for line in outcome.out.splitlines()[1:]] == [
+        ["0.02", "l_2", "ibp"],
+        ["0.02", "ibp"],
+    ]
+    assert ">ibp, eps 0.02 (l2)<" in Path("compare.html").read_text()  # a label of the picture
+
+
 def test_compare_as_json(here):
     assert tightrope("compare", "run", "--json").json()["runs"][0]["certified"] is None
     figures = tightrope("certify", "run", "--verifier", "ibp", "--json").json()

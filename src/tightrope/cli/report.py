@@ -56,7 +56,11 @@ def compare_command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> 
     rows = compare(list(runs), out)
     columns = ("run", "method", "data", "eps", "verifier", "examples", "clean", "attacked", "certified")
     table = [[*columns, "cost"]]
-    table += [[*(cell(row.facts[name], name) for name in columns), row.cost or "-"] for row in rows]
+    for row in rows:
+        cells = {name: cell(row.facts[name], name) for name in columns}
+        if row.facts["norm"] not in (None, "inf"):
+            cells["eps"] += f" l_{row.facts['norm']}"
+        table.append([*cells.values(), row.cost or "-"])
     print_table(table, left=5, err=as_json)
     if unlike := differences(rows):
         click.echo(f"warning: {unlike}", err=True)

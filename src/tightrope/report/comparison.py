@@ -126,7 +126,8 @@ def picture(rows: Sequence[Row]) -> Plot:
     shown = [row for row in rows if row.setting]
     names = [row.run for row in shown]
     labels = [
-        f"{row.run}\n{row.facts['verifier']}, eps {eps_text(row.facts['eps'] or 0.0)}"
+        f"{row.run}\n{row.facts['verifier']}, "
+        f"eps {eps_text(row.facts['eps'] or 0.0)} ({norm_text(row.facts)})"
         if names.count(row.run) > 1
         else row.run
         for row in shown
