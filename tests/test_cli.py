@@ -461,6 +461,18 @@ def test_resuming_from_a_damaged_file_names_it(here, name, content):
     assert_refused(tightrope("train", "--resume", "--out", "run"), f"run/{name}")
 
 
+def test_resuming_warns_of_lost_metrics(here):
+    outcome = tightrope("train", "--resume", "--out", "run")
+    assert "warning" not in outcome.err
+    whole = Path("run/metrics.jsonl").read_bytes()
+    Path("run/metrics.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[5:]))
+    outcome = tightrope("train", "--resume", "--out", "run")
+    assert outcome.code == 0
+    assert "warning: run/metrics.jsonl holds 15 of the 20 epochs that are done: restore it" in outcome.err
+    Path("run/metrics.jsonl").unlink()
+    assert "holds 0 of the 20 epochs" in tightrope("train", "--resume", "--out", "run").err
+
+
 def test_an_empty_recipe_is_not_taken_for_a_training_from_python(here):
     Path("run/recipe.toml").write_text("")
     assert_refused(tightrope("train", "--resume", "--out", "run"), "run/recipe.toml is damaged", "restore it")

@@ -158,7 +158,7 @@ def train(
             found = read_checkpoint(checkpoint, identity)
             found.restore(graph.module, state | average.state)
             done = found.progress()
-            _forget_epochs_after(metrics, done.step)
+            _forget_epochs_after(metrics, done.step, per_epoch)
         else:
             done = Progressed(0, 0.0, {})
             torch.manual_seed(derive_seed(seed, "initialise", 0))
@@ -411,13 +411,20 @@ class _Epoch(TypedDict):
 _EPOCH = TypeAdapter(_Epoch)
 
 
-def _forget_epochs_after(metrics: Path, step: int) -> None:
-    """Drop the metrics of epochs that a resumed run is going to repeat."""
-    if not metrics.exists():
-        return
-    lines = enumerate(read_lines(metrics), start=1)
-    kept = [line for number, line in lines if check_line(_EPOCH, line, metrics, number)["step"] <= step]
-    write_atomically(metrics, b"".join(line + b"\n" for line in kept))
+def _forget_epochs_after(metrics: Path, step: int, per_epoch: int) -> None:
+    """Drop the metrics of epochs that a resumed run is going to repeat; warn if others are lost."""
+    kept: list[bytes] = []
+    if metrics.exists():
+        lines = enumerate(read_lines(metrics), start=1)
+        kept = [line for number, line in lines if check_line(_EPOCH, line, metrics, number)["step"] <= step]
+        write_atomically(metrics, b"".join(line + b"\n" for line in kept))
+    epochs = step // per_epoch
+    if len(kept) < epochs:
+        warnings.warn(
+            f"{metrics} holds {len(kept)} of the {epochs} epochs that are done: restore it, or reports lack "
+            "the others (the training goes on as it would have)",
+            stacklevel=3,
+        )
 
 
 def warn_of_schedules(method: Method, training: Training) -> None:
