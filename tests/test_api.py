@@ -18,7 +18,7 @@ from tightrope.bounds import Interval, Problem
 from tightrope.data import Split
 from tightrope.errors import InputError, RecipeError, UnsupportedOperatorError
 from tightrope.graph import trace
-from tightrope.recipes import DEFAULT_TRAINING, parse_recipe
+from tightrope.recipes import DEFAULT_TRAINING, parse_recipe, read_recipe
 from tightrope.spec import Spec
 
 
@@ -104,6 +104,14 @@ def test_fit_trains_as_the_command_line_does_where_nothing_is_said(tmp_path):
     default = DEFAULT_TRAINING["shi-ibp"]
     assert f"batch = {default.batch}" in said
     assert f"clip = {default.clip}" in said
+
+
+def test_a_part_of_the_learning_rate_changes_that_part_of_the_methods_own(tmp_path):
+    lr = {"start": 5e-3}
+    tr.fit(network(), examples(100), tr.methods.ibp(eps=0.05), epochs=1, lr=lr, out=tmp_path)
+    recipe = parse_recipe(read_recipe(tmp_path / "recipe.toml"), "recipe.toml")
+    assert recipe.training.lr == tr.Steps(start=5e-3, factor=0.1, at=(0.25, 0.42))
+    assert lr == {"start": 5e-3}
 
 
 def test_a_method_of_ones_own_can_be_fitted(tmp_path):

@@ -26,7 +26,7 @@ from tightrope.graph import Graph, check_training_mode, trace
 from tightrope.models import build
 from tightrope.parallel import Workers
 from tightrope.provenance import environment
-from tightrope.recipes import DEFAULT_TRAINING, Recipe, described
+from tightrope.recipes import Recipe, described, usual_training
 from tightrope.region import Region
 from tightrope.spec import Spec
 from tightrope.targets import ModelFacts, make_model
@@ -208,7 +208,7 @@ def fit(
         "test_eps": test_eps,
         "held_out": held_out,
         **described(method),
-        "training": DEFAULT_TRAINING.get(method.name, Training()).model_dump() | training,
+        "training": usual_training(method.name, training),
         "augment": vars(augment) if augment else {},
     }
     try:

@@ -145,10 +145,7 @@ def parse_recipe(content: Mapping[str, Any], source: str) -> Recipe:
         and name in DEFAULT_TRAINING
         and isinstance(content.get("training", {}), Mapping)
     ):
-        usual, said = DEFAULT_TRAINING[name], dict(content.get("training", {}))
-        if "lr" in said:
-            said["lr"] = completed(said["lr"], usual.lr)
-        content["training"] = usual.model_dump() | said
+        content["training"] = usual_training(name, content.get("training", {}))
     for key, value in DEFAULT_DATA.get(str(content.get("data")), {}).items():
         if key != "normalise" or not _is_ones_own(content.get("model")):
             content.setdefault(key, value)
@@ -166,6 +163,14 @@ def parse_recipe(content: Mapping[str, Any], source: str) -> Recipe:
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
     return recipe.model_copy(update=described(method))
+
+
+def usual_training(method: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of `training`, with what is usual for a method where it is silent."""
+    usual, said = DEFAULT_TRAINING.get(method, Training()), dict(said)
+    if "lr" in said:
+        said["lr"] = completed(said["lr"], usual.lr)
+    return usual.model_dump() | said
 
 
 def _is_ones_own(model: Any) -> bool:
