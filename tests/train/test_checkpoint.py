@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tightrope import files
-from tightrope.errors import IdentityError, InputError, TightropeError
+from tightrope.errors import FileError, IdentityError, InputError, TightropeError
 from tightrope.files import load_tensors, save_tensors
 from tightrope.train import methods
 from tightrope.train.checkpoint import Progressed, derive_seed, read_checkpoint, save_checkpoint
@@ -124,7 +124,7 @@ def test_a_missing_checkpoint_is_an_input_error(tmp_path, saved):
 def test_another_format_is_refused(saved, header):
     path, module, optimiser = saved
     save_tensors(path, module.state_dict(), header)
-    with pytest.raises(InputError, match="this version reads 'tightrope-checkpoint/1'"):
+    with pytest.raises(FileError, match="this version reads 'tightrope-checkpoint/1'"):
         load(path, module, optimiser, {}, IDENTITY)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tightrope.errors import InputError
+from tightrope.errors import FileError
 from tightrope.files import load_tensors, save_tensors
 from tightrope.identity import check_identity
 from tightrope.train.batch import State
@@ -121,10 +121,10 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
 
     Raises:
         IdentityError: if it was made with other settings, data or network.
-        InputError: if the file is missing or corrupt.
+        FileError: if the file is missing or corrupt.
     """
     tensors, header = load_tensors(path)
     if header.get("format") != FORMAT:
-        raise InputError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}")
+        raise FileError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}")
     check_identity(header["identity"], identity, str(path))
     return Checkpoint(tensors, header)
