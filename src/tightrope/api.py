@@ -203,6 +203,8 @@ def fit(
     _check_kind("the method", method, Method, "tightrope.methods.ibp(eps=0.3)")
     if augment is not None:
         _check_kind("augment", augment, Augment, "tightrope.data.Augment(flip=True)")
+    if not isinstance(out, str):
+        _check_kind("out", out, Path, "'runs/a'")
     given = {
         "seed": seed,
         "test_eps": test_eps,
@@ -256,8 +258,10 @@ def run_recipe(
     }
     taken = InputError(f"another process is training in {out}; wait for it, or choose another --out")
     with locked(out / ".lock", taken):
-        if not _holds_run(out, resume):
+        begun = _holds_run(out, resume)
+        if not begun or not (out / "model.json").exists():
             write_atomically(out / "model.json", to_json(_describe(recipe, graph), indent=2) + "\n")
+        if not begun:
             made = environment(held_out.x.device, recipe.seed) | {"parameters": _count(model)}
             write_atomically(out / "environment.json", to_json(made, indent=2) + "\n")
             write_atomically(out / "recipe.toml", recipe.to_toml())

@@ -22,6 +22,8 @@ from tightrope.errors import FileError, TightropeError
 
 T = TypeVar("T")
 
+DIGEST = "sha256"  # its name in the header of a file of tensors
+
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Replace a file's content so that a crash leaves the old content or the new, never a mixture.
@@ -170,8 +172,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> None:
     """Tensors and a JSON header in one safetensors file, written atomically, with a digest of both."""
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    words = to_json(header or {})
-    write_atomically(path, save(contiguous, {"header": words, "sha256": _digest(contiguous, words)}))
+    words = dict(header or {})
+    # In the header: of several words beside it, safetensors would not keep the order.
+    signed = {**words, DIGEST: _digest(contiguous, to_json(words))}
+    write_atomically(path, save(contiguous, {"header": to_json(signed)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -183,11 +187,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            said = file.metadata() or {}
-        words = said.get("header", "{}")
-        if said.get("sha256", digest := _digest(tensors, words)) != digest:  # other programs write none
+            header = json.loads((file.metadata() or {}).get("header", "{}"))
+        digest = header.pop(DIGEST, None)  # other programs write none
+        if digest is not None and digest != _digest(tensors, to_json(header)):
             raise ValueError("its content is not what was written, by its SHA-256")
-        header = json.loads(words)
     except FileNotFoundError:
         raise FileError(f"{path} is missing") from None
     except OSError as error:
