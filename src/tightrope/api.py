@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds, Engine, Interval, Problem
 from tightrope.data import Augment, DataSet, Source, as_source, hold_out
-from tightrope.errors import InputError, RecipeError
+from tightrope.errors import FileError, InputError, RecipeError
 from tightrope.files import check_line, locked, read_lines, to_json, write_atomically
 from tightrope.given import whole
 from tightrope.graph import Graph, check_training_mode, trace
@@ -256,7 +256,7 @@ def run_recipe(
         "data identity": source.identity(),
         "network structure": graph.structure(),
     }
-    taken = InputError(f"another process is training in {out}; wait for it, or choose another --out")
+    taken = FileError(f"another process is training in {out}; wait for it, or choose another --out")
     with locked(out / ".lock", taken):
         begun = _holds_run(out, resume)
         if not begun or not (out / "model.json").exists():
@@ -292,7 +292,7 @@ def _holds_run(out: Path, resume: bool) -> bool:
             "folder, --out"
         )
     if not started and (out / "model.safetensors").exists():
-        raise InputError(f"{out} holds trained weights but no checkpoint to resume: choose another folder")
+        raise FileError(f"{out} holds trained weights but no checkpoint to resume: choose another folder")
     return started
 
 
