@@ -350,7 +350,7 @@ class TestModern:
         found = terms.bounded(Interval(), terms.small(self.ATTACK, 0.0))(asked)
         torch.testing.assert_close(found, moved.gather(1, asked.y.unsqueeze(1)) - moved)
 
-    @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+    @pytest.mark.parametrize("alpha", [0.01, 0.3, 1.0])
     def test_between_attack_and_bounds(self, network, batch, alpha):
         asked, moved, lower = self.look(network, batch)
         attacked = moved.gather(1, asked.y.unsqueeze(1)) - moved
