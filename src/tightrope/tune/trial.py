@@ -157,7 +157,7 @@ def run(task: Task) -> None:
         state=state,
         reason=reason,
         point=_point(records[-1]) if records else None,
-        epochs=len(records),
+        epochs=records[-1]["epoch"] if records else 0,
         seconds=records[-1]["seconds"] if records else 0.0,
         along=_along(records, epochs, method),
     )
@@ -265,9 +265,9 @@ def _point(record: Mapping[str, Any]) -> Point:
 def _along(records: Sequence[Mapping[str, Any]], epochs: int, method: Method | None) -> dict[float, Point]:
     if method is None:
         return {}
-    after = settled(method)
-    checks = [check for check in CHECKS if check >= after and _at(check, epochs) <= len(records)]
-    return {check: _point(records[_at(check, epochs) - 1]) for check in checks}
+    after, by_epoch = settled(method), {record["epoch"]: record for record in records}
+    checks = [check for check in CHECKS if check >= after and _at(check, epochs) in by_epoch]
+    return {check: _point(by_epoch[_at(check, epochs)]) for check in checks}
 
 
 _RECORD: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
