@@ -1,9 +1,12 @@
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from tightrope.errors import InputError
 from tightrope.region import Box, L1Ball, L2Ball, Region
@@ -13,6 +16,7 @@ DUAL = {Box: 1, L2Ball: 2, L1Ball: math.inf}
 REGIONS = list(ORDER)
 
 each_region = pytest.mark.parametrize("kind", REGIONS, ids=lambda kind: kind.__name__)
+each_ball = pytest.mark.parametrize("kind", [L2Ball, L1Ball], ids=lambda kind: kind.__name__)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -149,6 +153,45 @@ class TestMinimise:
         assert torch.allclose(
             Box(0.1).minimise(x, rows)[0], (rows[0] @ corners.T).amin(1), atol=1e-12, rtol=0
         )
+
+    @pytest.mark.parametrize("eps", [0.05, 0.3, 0.8, 1.5, 9.0])
+    def test_an_l1_ball_is_exact_at_the_border_of_the_domain(self, eps):
+        x = torch.tensor([[0.0, 0.05, 1.0, 0.5, 0.5]], dtype=torch.float64)
+        for row in numbers(8, 5):
+            ways = np.concatenate([np.eye(5), -np.eye(5)], 1)  # a variable for each way to move
+            found = linprog(
+                ways.T @ row.numpy(),
+                A_ub=np.ones((1, 10)),
+                b_ub=[eps],
+                bounds=[(0, way) for way in torch.cat([1 - x[0], x[0]]).tolist()],
+            )
+            least = L1Ball(eps).minimise(x, row.view(1, 1, 5)).item()
+            assert least == pytest.approx(found.fun + float(x[0] @ row), abs=1e-9)
+
+    @pytest.mark.parametrize("eps", [0.05, 0.3, 0.8, 1.5, 9.0])
+    def test_an_l2_ball_is_nearly_exact_at_the_border_of_the_domain(self, eps):
+        """The step is `min(size / m, room)` for one m, found by bisection; two trials find most of it."""
+        x, rows = pixels(5, 100).mul(4).sub(3).clamp(0, 1), numbers(5, 7, 100)
+        size, room = rows.abs(), torch.where(rows > 0, x.unsqueeze(1), 1 - x.unsqueeze(1))
+        low, high = torch.zeros(5, 7, 1, dtype=torch.float64), torch.full((5, 7, 1), 1e4, dtype=torch.float64)
+        for _ in range(100):
+            m = (low + high) / 2
+            short = torch.minimum(size / m, room).norm(dim=2, keepdim=True) < eps
+            low, high = torch.where(short, low, m), torch.where(short, m, high)
+        exact = (rows * x.unsqueeze(1)).sum(2) - (size * torch.minimum(size / high, room)).sum(2)
+        least, whole = (L2Ball(eps, domain).minimise(x, rows) for domain in ((0.0, 1.0), None))
+        assert bool((least <= exact + 1e-9).all())
+        assert bool((exact - least <= 0.02 * (exact - whole) + 1e-9).all())
+
+    @each_ball
+    def test_its_minimiser_lies_in_the_region_and_takes_its_value(self, kind):
+        x, rows = pixels(4, 30).mul(3).sub(1).clamp(0, 1), numbers(4, 5, 30)
+        for eps, domain in itertools.product((0.0, 0.1, 1.0, 20.0), ((0.0, 1.0), None)):
+            region = kind(eps, domain)
+            points = region.minimiser(x, rows)
+            assert all(bool((region.contains(x, point) < 1e-12).all()) for point in points.unbind(1))
+            lowest = region.minimise(x, rows)
+            assert torch.allclose((points * rows).sum(2), lowest, atol=1e-12 + 0.01 * eps, rtol=0)
 
     @given(batches(), radii, domains, st.integers(0, 1000))
     def test_no_point_of_the_region_goes_below_it(self, batch, eps, domain, seed):

@@ -63,6 +63,11 @@ def dot(rows: Array, vector: Array) -> Array:
     return (rows @ vector[..., None])[..., 0]
 
 
+def length(values: Array) -> Array:
+    """The l_2 norm of every row."""
+    return np.linalg.norm(values, axis=-1, keepdims=True)
+
+
 class Network:
     """A network as a list of nodes, of which the last is the output; values are vectors."""
 
@@ -169,16 +174,29 @@ class Region:
         self.radius = (self.high - self.low) / 2 + 8 * UNIT * (np.abs(self.low) + np.abs(self.high)) + TINY
 
     def least(self, rows: Array) -> tuple[Array, Array]:
-        """The minimum of `<row, x'>` (for a ball: over the whole ball), and how far rounding may be off."""
+        """A lower bound of `<row, x'>`, and how far rounding may be off."""
         size = np.abs(rows)
-        farthest = np.abs(self.x) + np.abs(self.middle) + self.radius + self.eps
+        farthest = np.abs(self.x) + np.abs(self.middle) + self.radius + 2 * self.eps
         error = gamma(2 * rows.shape[-1]) * dot(size + TINY, farthest)
         if self.norm == "inf":
             return dot(rows, self.middle) - dot(size, self.radius), error
-        norm = size.max(-1)
-        if self.norm == "2":  # without squares of small numbers, which are 0
-            norm = norm * np.sqrt(np.square(size / np.where(norm > 0, norm, 1)[..., None]).sum(-1))
-        return dot(rows, self.x) - self.eps * norm, error
+        room = np.where(rows > 0, self.x - self.low, self.high - self.x)
+        return dot(rows, self.x) - self.fall(size, room), error
+
+    def fall(self, size: Array, room: Array) -> Array:
+        """The most, or more, that `<size, step>` can be for a step in the ball and between 0 and `room`."""
+        if self.norm == "1":  # the largest coefficients first
+            order = np.argsort(-size, -1)
+            size, room = (np.take_along_axis(value, order, -1) for value in (size, room))
+            return (size * np.clip(self.eps - (room.cumsum(-1) - room), 0, room)).sum(-1)
+        # Any multiplier m >= 0 yields such a bound.
+        m = length(size) / max(self.eps, TINY)
+        for _ in range(3):
+            full = size > m * room
+            left = np.maximum(self.eps**2 - length(room * full) ** 2, TINY)
+            m = np.minimum(m, length(size * ~full) / np.sqrt(left))
+        step = np.minimum(size / np.maximum(m, TINY), room)
+        return (size * step).sum(-1) + (m / 2 * (self.eps**2 - length(step) ** 2))[..., 0]
 
     def holds(self, point: Array) -> bool:
         """Whether a point lies in the region, to within rounding."""
@@ -198,17 +216,20 @@ class Reach:
         self.network, self.region = network, region
         self.boxes: dict[int, tuple[Array, Array]] = {}
         self.size: dict[int, Array] = {}
-        centre, radius = [region.middle], [region.radius]
+        centre, radius, affine = [region.middle], [region.radius], {0}
         for i, node in enumerate(network.nodes[1:], start=1):
             c, r = ([values[j] for j in node["inputs"]] for values in (centre, radius))
             if node["op"] == "relu":
                 self.size[i] = np.abs(c[0]) + r[0] + TINY
                 wide = r[0] + 8 * UNIT * self.size[i]
                 self.boxes[i] = c[0] - wide, c[0] + wide
+                if region.norm != "inf" and node["inputs"][0] in affine:
+                    self.narrow(i, np.arange(network.size[i]), {})
                 low, high = (bend(node, side) for side in self.boxes[i])
                 centre.append((low + high) / 2)
                 radius.append((high - low) / 2 + 8 * UNIT * (np.abs(low) + np.abs(high)) + TINY)
             else:
+                affine |= {i} if affine.issuperset(node["inputs"]) else set()
                 largest = [np.abs(a) + b for a, b in zip(c, r, strict=True)]
                 self.size[i] = network.affine(i, largest, absolute=True) + np.abs(network.bias[i]) + TINY
                 centre.append(network.affine(i, c) + network.bias[i])
@@ -252,6 +273,15 @@ class Reach:
             error = error + rounding + 2 * UNIT * np.abs(total)
         return total - 2 * error
 
+    def narrow(self, i: int, neurons: Array, lines: dict[int, Lines]) -> None:
+        """Bound some neurons of a ReLU, each by a pass of its own."""
+        (source,), (low, high) = self.network.nodes[i]["inputs"], self.boxes[i]
+        for some in (neurons[start : start + ROWS] for start in range(0, len(neurons), ROWS)):
+            unit = (np.arange(low.shape[1]) == some[:, None])[None].astype(np.float64)
+            least = self.lower(source, np.concatenate([unit, -unit], 1), lines)[0]
+            low[0, some] = np.maximum(low[0, some], least[: len(some)])
+            high[0, some] = np.minimum(high[0, some], -least[len(some) :])
+
     def constants(self) -> dict[int, Lines]:
         """Lines of slope 0 around every ReLU: with them a bound is that of intervals."""
         found = {}
@@ -269,17 +299,8 @@ class Reach:
         """Bound every neuron of open sign by a pass of its own, one ReLU after the other."""
         lines: dict[int, Lines] = {}
         for i, (low, high) in list(self.boxes.items()):
-            (source,) = self.network.nodes[i]["inputs"]
-            unstable = np.flatnonzero((low[0] < 0) & (high[0] > 0))
-            if not lines and self.region.norm == "inf":
-                unstable = unstable[:0]  # in front of the first ReLU, intervals are exact
-            for start in range(0, len(unstable), ROWS):
-                some = unstable[start : start + ROWS]
-                unit = np.zeros((1, len(some), low.shape[1]))
-                unit[0, np.arange(len(some)), some] = 1
-                least = self.lower(source, np.concatenate([unit, -unit], 1), lines)[0]
-                low[0, some] = np.maximum(low[0, some], least[: len(some)])
-                high[0, some] = np.minimum(high[0, some], -least[len(some) :])
+            if lines:  # in front of the first ReLU, boxes are exact
+                self.narrow(i, np.flatnonzero((low[0] < 0) & (high[0] > 0)), lines)
             lines[i] = around(self.network.nodes[i], low, high, rule)
 
     def cells(self, rule: str, margins: Array, stored: dict[str, Array]) -> set[int]:

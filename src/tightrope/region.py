@@ -18,6 +18,8 @@ from torch import Tensor
 
 from tightrope.errors import InputError
 
+TRIALS = 3  # of the multiplier of an l_2 ball
+
 
 @dataclass(frozen=True)
 class Region(ABC):
@@ -187,17 +189,42 @@ class _Ball(Region):
         self, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"]
     ) -> Float[Tensor, "batch rows"]:
         centre, flat = x.flatten(1), rows.flatten(2)
-        return dot(flat, centre) - self.radius(centre) * _length(flat, self.dual).squeeze(2)
+        if self.domain is None:
+            return dot(flat, centre) - self.radius(centre) * _length(flat, self.dual).squeeze(2)
+        fall, _ = self._farthest(flat.abs(), self._room(centre, flat), self._radii(flat))
+        return dot(flat, centre) - fall
 
     def minimiser(
         self, x: Float[Tensor, "batch *shape"], rows: Float[Tensor, "batch rows *shape"]
     ) -> Float[Tensor, "batch rows *shape"]:
-        count = rows.shape[1]
-        eps = self.eps.repeat_interleave(count) if isinstance(self.eps, Tensor) else self.eps
-        centres = x.repeat_interleave(count, 0)
-        step = self.with_eps(eps).steepest(centres, rows.flatten(0, 1))
-        points: Tensor = (centres - step).unflatten(0, rows.shape[:2])
+        centre, flat = x.flatten(1), rows.flatten(2)
+        _, steps = self._farthest(flat.abs(), self._room(centre, flat), self._radii(flat))
+        points: Tensor = (centre.unsqueeze(1) - flat.sign() * steps).view_as(rows)
         return points
+
+    def _room(
+        self, centre: Float[Tensor, "batch features"], rows: Float[Tensor, "batch rows features"]
+    ) -> Float[Tensor, "batch rows features"]:
+        """How far each entry may move in the domain so that `<row, x'>` falls."""
+        if self.domain is None:
+            return self._radii(rows).expand_as(rows)
+        least, most = self.domain
+        return torch.where(rows > 0, (centre - least).unsqueeze(1), (most - centre).unsqueeze(1))
+
+    def _radii(self, rows: Float[Tensor, "batch rows features"]) -> Float[Tensor, "batch rows 1"]:
+        return rows.new_zeros(*rows.shape[:2], 1) + self.radius(rows)
+
+    @abstractmethod
+    def _farthest(
+        self,
+        size: Float[Tensor, "batch rows features"],
+        room: Float[Tensor, "batch rows features"],
+        radius: Float[Tensor, "batch rows 1"],
+    ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows features"]]:
+        """An upper bound of `max <size, step>` over steps in the ball and in `[0, room]`, and such a step.
+
+        By a Lagrange multiplier of the ball: each yields an upper bound, the best one the maximum.
+        """
 
     def project(
         self, x: Float[Tensor, "batch *shape"], point: Float[Tensor, "batch *shape"]
@@ -240,10 +267,11 @@ class _Ball(Region):
 class L2Ball(_Ball):
     """The l_2 ball cut with the domain.
 
-    `minimise` is `<row, x> - eps ||row||_2`: it leaves the domain out, so it is a sound lower bound,
-    and exact where the domain does not cut the ball. `project` goes onto the ball and then clips into
-    the domain; since `x` lies in the domain, clipping moves no coordinate away from `x`, so the point
-    stays in the ball. `sample` draws a uniform direction and a uniform distance, and clips.
+    `minimise` moves entry i by `min(|row_i| / m, room_i)`, where `room_i` is what the domain leaves. Any
+    multiplier m yields a lower bound; it is exact if the entries that reach the domain's edge stayed the
+    same in the last of `TRIALS` trials. `project` goes onto the ball and then clips into the domain; since
+    `x` lies in the domain, clipping moves no coordinate away from `x`, so the point stays in the ball.
+    `sample` draws a uniform direction and a uniform distance, and clips.
     """
 
     norm: ClassVar[str] = "2"
@@ -258,6 +286,26 @@ class L2Ball(_Ball):
         unit = flat / torch.where(length > 0, length, 1)
         return unit.view_as(x) * self.radius(x)
 
+    def _farthest(
+        self,
+        size: Float[Tensor, "batch rows features"],
+        room: Float[Tensor, "batch rows features"],
+        radius: Float[Tensor, "batch rows 1"],
+    ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows features"]]:
+        # Steps of min(size, m room) / m yield <size, step> + m / 2 (radius^2 - ||step||^2).
+        least, square = torch.finfo(size.dtype).tiny ** 0.5, radius.square()
+        with torch.no_grad():
+            multiplier = _norm(size) / radius.clamp(min=least)
+            for _ in range(TRIALS):
+                reached = size > multiplier * room
+                rest = square - _norm(torch.where(reached, room, 0)).square()
+                free = _norm(torch.where(reached, 0, size)) / rest.clamp(min=least**2).sqrt()
+                multiplier = torch.minimum(multiplier, free)
+            multiplier = multiplier.clamp(min=least)
+        moved = torch.minimum(size, multiplier * room)
+        fall = (size * moved).sum(2, keepdim=True) - _norm(moved).square() / 2
+        return (fall / multiplier + multiplier / 2 * square).squeeze(2), moved / multiplier
+
     def _direction(
         self, like: Float[Tensor, "batch features"], generator: torch.Generator | None
     ) -> Float[Tensor, "batch features"]:
@@ -268,8 +316,8 @@ class L2Ball(_Ball):
 class L1Ball(_Ball):
     """The l_1 ball cut with the domain.
 
-    `minimise` is `<row, x> - eps ||row||_inf`: it leaves the domain out, so it is a sound lower bound,
-    and exact where the domain does not cut the ball. `project` goes onto the ball (Duchi et al. 2008,
+    `minimise` is exact: the entries with the largest coefficients move first, each to the domain's edge,
+    until eps is used up. `project` goes onto the ball (Duchi et al. 2008,
     "Efficient projections onto the l1-ball") and then clips into the domain; since `x` lies in the
     domain, clipping moves no coordinate away from `x`, so the point stays in the ball. `sample` draws
     a uniform direction and a uniform distance, and clips. `steepest` moves one coordinate only.
@@ -286,6 +334,23 @@ class L1Ball(_Ball):
         largest = flat.abs().argmax(1, keepdim=True)
         signs = torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign())
         return signs.view_as(x) * self.radius(x)
+
+    def _farthest(
+        self,
+        size: Float[Tensor, "batch rows features"],
+        room: Float[Tensor, "batch rows features"],
+        radius: Float[Tensor, "batch rows 1"],
+    ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows features"]]:
+        falling, order = size.sort(dim=2, descending=True)
+        rooms = room.gather(2, order)
+        used = rooms.cumsum(2)
+        # The multiplier is the coefficient of the entry at which the radius is used up.
+        last = (used < radius).sum(2, keepdim=True)
+        some = last < size.shape[2]
+        multiplier = torch.where(some, falling.gather(2, last.clamp(max=size.shape[2] - 1)), 0)
+        most = ((falling - multiplier).clamp(min=0) * rooms).sum(2, keepdim=True) + multiplier * radius
+        steps = torch.minimum((radius - (used - rooms)).clamp(min=0), rooms)
+        return most.squeeze(2), torch.zeros_like(steps).scatter(2, order, steps)
 
     def _shorten(
         self, step: Float[Tensor, "batch features"], radius: Float[Tensor, "batch 1"]
@@ -316,8 +381,12 @@ def _length(vectors: Float[Tensor, "*batch features"], order: float) -> Float[Te
     # Entries below 1e-162 (in float32 1e-23) have squares of 0, and later weights may make up for it.
     largest = vectors.detach().abs().amax(-1, keepdim=True)
     scale = torch.where((largest > 0) & largest.isfinite(), largest, 1)
-    length = torch.linalg.vector_norm(vectors / scale, dim=-1, keepdim=True)
-    return scale * length
+    return scale * _norm(vectors / scale)
+
+
+def _norm(vectors: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch 1"]:
+    norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return norm
 
 
 def dot(

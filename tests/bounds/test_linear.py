@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,19 +13,8 @@ from scipy.optimize import LinearConstraint, milp
 from torch import nn
 
 from tightrope.bounds import Interval, Problem
-from tightrope.bounds.linear import (
-    CACHED,
-    COPIES,
-    Linear,
-    coefficients_at_once,
-    crown,
-    crown_ibp,
-    fast_lin,
-    lower_bound,
-    path,
-    path_over,
-    relax_all,
-)
+from tightrope.bounds.backward import lower_bound, path
+from tightrope.bounds.linear import Linear, crown, crown_ibp, fast_lin, path_over, relax_all
 from tightrope.graph import trace
 from tightrope.region import REGIONS, Box
 from tightrope.spec import Spec
@@ -187,13 +175,6 @@ def test_chunks_of_neurons_change_nothing(name, coefficients, monkeypatch):
     monkeypatch.setattr(sys.modules[Linear.__module__], "coefficients_at_once", lambda _: coefficients)
     pieces = crown()(Problem(graph, x, Box(0.3), spec))
     torch.testing.assert_close(vars(whole), vars(pieces), atol=1e-12, rtol=0)
-
-
-def test_chunks_fit_the_free_memory(monkeypatch):
-    x = torch.zeros(1, dtype=torch.float64)
-    for free, coefficients in ((0, 0), (8 * COPIES * 1000, 1000), (2**50, CACHED)):
-        monkeypatch.setattr("psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
-        assert coefficients_at_once(x) == coefficients
 
 
 @pytest.mark.parametrize("engine", [crown(), fast_lin()], ids=["crown", "fast-lin"])

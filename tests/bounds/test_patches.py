@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tightrope.bounds import Interval, Problem
-from tightrope.bounds.linear import crown, fast_lin, path, relax_all
+from tightrope.bounds.backward import path
+from tightrope.bounds.linear import crown, fast_lin, relax_all
 from tightrope.bounds.patches import Patches, Window
 from tightrope.graph import trace
 from tightrope.graph.ops import NARROW

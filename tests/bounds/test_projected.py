@@ -50,13 +50,13 @@ class TestEstimators:
         rows, weights = torch.randn(2, 5, 30), torch.rand(2, 30)
         columns = torch.empty(1, 20_000, 30).cauchy_() * weights.unsqueeze(1)
         true = (rows.abs() @ weights.unsqueeze(2)).squeeze(2)
-        torch.testing.assert_close(Median().spread(rows @ columns.mT), true, rtol=0.04, atol=0)
+        torch.testing.assert_close(Median().sides(rows @ columns.mT)[0], true, rtol=0.04, atol=0)
 
     def test_the_length_of_normal_directions_comes_to_the_norm(self):
         torch.manual_seed(0)
         rows, radius = torch.randn(1, 5, 30), torch.tensor([[0.1], [0.3]])
         true = radius * rows.norm(dim=2)
-        spread = Length(radius).spread(rows @ torch.randn(1, 20_000, 30).mT)
+        spread = Length(radius).sides(rows @ torch.randn(1, 20_000, 30).mT)[0]
         torch.testing.assert_close(spread, true, rtol=0.03, atol=0)
 
     @each_ball

@@ -139,8 +139,9 @@ class TestWhatItComputes:
         for rule, engine in engines.items():
             theirs = problem.bounds(engine).lower.numpy()
             assert (ours[rule] >= theirs - 1e-9).all()
-            # Where two inputs of an operator are one, what is merged into a matrix is tighter.
-            assert (ours[rule] <= theirs + 1e-12).all() or name == "odd"
+            # Where two inputs of an operator are one, what is merged into a matrix is tighter. In front of
+            # the first activation, it looks only at the part of a ball that lies in the domain.
+            assert (ours[rule] <= theirs + 1e-12).all() or name == "odd" or norm is not Box
         for _ in range(100):
             margins = rows @ graph.run(problem.region.sample(x))[0].numpy()[:, :, None]
             assert all((bound <= margins[..., 0] + 1e-12).all() for bound in ours.values())

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tightrope.bounds.backward import coefficients_at_once, path, pull_from
 from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.bounds.interval import Interval
-from tightrope.bounds.linear import Linear, coefficients_at_once, path, pull_from, relax_all
+from tightrope.bounds.linear import Linear, relax_all
 from tightrope.bounds.relax import Slopes, Step
 from tightrope.errors import InputError
 from tightrope.graph import Graph

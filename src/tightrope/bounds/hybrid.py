@@ -34,19 +34,22 @@ class Hybrid:
     def bound(
         self, rows: Float[Tensor, "batch rows *shape"]
     ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows"]]:
-        """The value of each row at the centre, and how far it spreads."""
+        """The smallest and the largest that each row yields."""
         rows = rows.flatten(2)
-        spread = dot(rows.abs(), self.box.flatten(1))
+        middle, spread = dot(rows, self.centre.flatten(1)), dot(rows.abs(), self.box.flatten(1))
+        lower, upper = middle - spread, middle + spread
         for columns in self.columns.values():
-            spread = spread + self.source.spread(rows @ columns.product().flatten(2).mT)
-        return dot(rows, self.centre.flatten(1)), spread
+            down, up = self.source.sides(rows @ columns.product().flatten(2).mT)
+            lower, upper = lower - down, upper + up
+        return lower, upper
 
     def corners(self) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
         """The smallest and the largest that each entry may be."""
-        spread = self.box
+        lower, upper = self.centre - self.box, self.centre + self.box
         for columns in self.columns.values():
-            spread = spread + self.source.spread(columns.product().flatten(2).mT).view_as(spread)
-        return self.centre - spread, self.centre + spread
+            down, up = self.source.sides(columns.product().flatten(2).mT)
+            lower, upper = lower - down.view_as(lower), upper + up.view_as(upper)
+        return lower, upper
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,8 @@ class HybridZonotope:
             else:
                 boxes[i] = inputs[0].corners()
                 values.append(self._activation(node.op, inputs[0], *boxes[i]))
-        centre, spread = values[last].bound(rows)
-        return Bounds(centre + offset - spread, centre + offset + spread, boxes)
+        lower, upper = values[last].bound(rows)
+        return Bounds(lower + offset, upper + offset, boxes)
 
     def _activation(self, op: Operator, value: Hybrid, lower: Tensor, upper: Tensor) -> Hybrid:
         """An activation's value; one without a kink at 0 forgets the columns."""

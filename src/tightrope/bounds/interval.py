@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tightrope.bounds.backward import reach
 from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.graph.ops import Affine
 from tightrope.region import dot
@@ -20,8 +21,8 @@ class Interval:
 
     Source: seeds.md section 1; certified_training_chapter.txt, section 14.2. The affine operators
     after the last activation are merged with the specification, which is tighter than bounding the
-    logits and subtracting. Costs two forward passes. Differs from most code in the field in that
-    an `l_2` or `l_1` region is replaced by its bounding box, except where the network is affine.
+    logits and subtracting. Costs two forward passes. Over an `l_2` or `l_1` ball, what enters the first
+    activations is bounded by `W x + b ± eps ||W||_dual`, row by row, and by the ball's bounding box.
 
     Example:
         >>> import torch, tightrope as tr
@@ -63,16 +64,26 @@ def box_of(
 
 def _push(problem: Problem, node: int) -> tuple[tuple[Tensor, Tensor], Boxes]:
     """Centre and radius of a node's value, and the boxes of what enters the activations on the way."""
+    graph, x, region = problem.graph, problem.x, problem.region
     boxes: Boxes = {}
-    lower, upper = problem.region.corners(problem.x)
+    lower, upper = region.corners(x)
     values = {0: ((lower + upper) / 2, (upper - lower) / 2)}
-    for i, n in enumerate(problem.graph.nodes[1 : node + 1], start=1):
+    # Of the nodes with no activation before them: their values at the centre of a ball.
+    centres = {} if region.norm == "inf" else {0: x}
+    for i, n in enumerate(graph.nodes[1 : node + 1], start=1):
         inputs = [values[j] for j in n.inputs]
         if isinstance(n.op, Affine):
             values[i] = n.op.apply(*[c for c, _ in inputs]), n.op.absolute(*[r for _, r in inputs])
+            if centres.keys() >= set(n.inputs):
+                centres[i] = n.op.apply(*[centres[j] for j in n.inputs])
         else:
             assert n.op is not None
-            boxes[i] = lower, upper = _Corners.apply(*inputs[0])
+            lower, upper = _Corners.apply(*inputs[0])
+            if n.inputs[0] in centres:
+                centre = centres[n.inputs[0]]
+                spread = reach(graph, x, region, n.inputs[0]) * region.radius(centre)
+                lower, upper = torch.maximum(lower, centre - spread), torch.minimum(upper, centre + spread)
+            boxes[i] = lower, upper
             values[i] = _Middle.apply(n.op.apply(lower), n.op.apply(upper))
     return values[node], boxes
 

@@ -2,97 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
+from tightrope.bounds.backward import Rows, Seen, coefficients_at_once, lower_bound, path, rectangles
 from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.bounds.interval import Interval
-from tightrope.bounds.patches import Patches, descend, pull
-from tightrope.bounds.relax import LowerSlope, Relaxation, Slopes, Step, relax, seen_from_middle
+from tightrope.bounds.patches import Patches
+from tightrope.bounds.relax import LowerSlope, Relaxation, Slopes, relax, seen_from_middle
 from tightrope.graph import Graph
-from tightrope.graph.ops import Activation, Affine, Identity, LeakyReLU, ReLU
-from tightrope.graph.ops import Linear as Dense
-from tightrope.memory import free_bytes
-from tightrope.region import Region, dot
-
-COPIES = 16  # of a layer's coefficients: the layer before, products of a convolution before they are added up
-CACHED = 2**21  # coefficients that a CPU works on without waiting for its memory
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The activations before a node between linear bounds, counted from one path to the node.
-
-    Args:
-        steps: by node number, an activation's bounds as they are seen from the path.
-        end: where the path ends, the node's value.
-    """
-
-    steps: Mapping[int, Step]
-    end: Float[Tensor, "batch *value"]
-
-
-def lower_bound(
-    graph: Graph,
-    x: Float[Tensor, "batch *shape"],
-    region: Region,
-    node: int,
-    rows: Float[Tensor, "batch rows *value"],
-    seen: Seen,
-    reached: dict[int, Tensor] | None = None,
-) -> Float[Tensor, "batch rows"]:
-    """A lower bound of `<row, value of the node>` over the region, by one pass back to the input.
-
-    Args:
-        graph: the network at fixed statistics.
-        x: inputs.
-        region: where each input may move.
-        node: whose value the rows are about.
-        rows: coefficients.
-        seen: every activation before the node.
-        reached: takes, if given, the coefficients of what the input (0) and each activation yields.
-    """
-    if not rows.shape[1]:
-        return rows.new_zeros(len(rows), 0)
-    started = dot(rows.flatten(2), seen.end.flatten(1))
-    return started + pull_from(graph, x, region, node, rows, seen.steps, reached)
-
-
-def path(
-    graph: Graph,
-    x: Float[Tensor, "batch *shape"],
-    region: Region,
-    node: int,
-    relaxations: Mapping[int, Relaxation],
-) -> tuple[Seen, dict[int, Tensor]]:
-    """The path of the upper bounds from the region's middle to a node; where it enters each activation."""
-    steps, entering, values = dict[int, Step](), dict[int, Tensor](), {0: region.middle(x)}
-    for i, (op, inputs) in enumerate(((n.op, n.inputs) for n in graph.nodes[1 : node + 1]), start=1):
-        if isinstance(op, Affine):
-            values[i] = op.apply(*[values[j] for j in inputs])
-        else:
-            entering[i] = values[inputs[0]]
-            values[i], steps[i] = relaxations[i].seen_from(entering[i])
-    return Seen(steps, values[node]), entering
+from tightrope.graph.ops import Activation, Affine, LeakyReLU, ReLU
+from tightrope.region import Region
 
 
 def path_over(problem: Problem, boxes: Boxes, slope: LowerSlope) -> Seen:
     """The path to the network's output where activations are relaxed over boxes.
 
-    Over the boxes of intervals it is that of the boxes' middles, since a chord goes through the middle of the
-    box that intervals propagate: nothing before the last activations has to be computed.
+    Over the boxes of intervals around a box it is that of the boxes' middles, since a chord goes through the
+    middle of the box that intervals propagate: nothing before the last activations has to be computed.
     """
     graph, x, region = problem.graph, problem.x, problem.region
     last = len(graph.nodes) - 1
     activations = ((i, graph.nodes[i].op) for i in boxes)
     kinks = {i: op for i, op in activations if isinstance(op, ReLU | LeakyReLU)}
-    if boxes is not problem.bounds(Interval()).boxes or len(kinks) < len(boxes):
+    own = boxes is not problem.bounds(Interval()).boxes
+    if own or len(kinks) < len(boxes) or region.norm != "inf":
         return path(graph, x, region, last, relax_all(graph, boxes, slope))[0]
     needed = {last}
     for i in range(last, 0, -1):
@@ -107,39 +45,6 @@ def path_over(problem: Problem, boxes: Boxes, slope: LowerSlope) -> Seen:
             lower, upper = (kinks[i].apply(end) for end in boxes[i])
             values[i] = torch.lerp(lower, upper, 0.5)
     return Seen({i: seen_from_middle(op, *boxes[i], slope) for i, op in kinks.items()}, values[last])
-
-
-def pull_from(
-    graph: Graph,
-    x: Float[Tensor, "batch *shape"],
-    region: Region,
-    node: int,
-    rows: Float[Tensor, "batch rows *value"],
-    seen: Mapping[int, Step],
-    reached: dict[int, Tensor] | None = None,
-    mirrored: bool = False,
-) -> Float[Tensor, "batch bounds"]:
-    """`lower_bound`, counted from where the path ends; if mirrored, also of the rows negated."""
-    pending = {node: rows}
-    bound = rows.new_zeros(len(rows), rows.shape[1] * (1 + mirrored))
-    for i in range(node, 0, -1):
-        if i not in pending:
-            continue
-        rows, op, inputs = pending.pop(i), graph.nodes[i].op, graph.nodes[i].inputs
-        if isinstance(op, Affine):
-            parts = op.transpose(rows, [graph.nodes[j].shape for j in inputs])
-        else:
-            if reached is not None:
-                reached[i] = rows
-            pulled, offset = pull(seen[i], rows, mirrored)
-            bound, parts = bound + offset, (pulled,)
-        for j, part in zip(inputs, parts, strict=True):
-            pending[j] = pending[j] + part if j in pending else part
-    if 0 not in pending:
-        return bound
-    if reached is not None:
-        reached[0] = pending[0]
-    return bound + descend(region, x, pending[0], mirrored)
 
 
 @dataclass(frozen=True)
@@ -225,7 +130,7 @@ def _tighten(
     seen, _ = path(graph, x, region, node, relaxations)
     mirrored = all(isinstance(step, Slopes) and step.parallel for step in seen.steps.values())
     rest = (graph, x, region, node, seen.steps, mirrored)
-    way = Patches.to(*rest) or _Rows(*rest)
+    way = Patches.to(*rest) or Rows(*rest)
     unstable = ((lower < 0) & (upper > 0)).reshape(len(x), -1, way.locations)
     members = unstable.shape[1]
     unstable = unstable.transpose(1, 2).flatten(0, 1)
@@ -234,7 +139,7 @@ def _tighten(
     counts, ranked = unstable.sum(1).sort(descending=True)
     cells = coefficients_at_once(x) // (2 * way.width)
     places, bounds = [], []
-    for groups, columns in _rectangles(counts.tolist(), max(1, cells)):
+    for groups, columns in rectangles(counts.tolist(), max(1, cells)):
         group = ranked[groups]
         member = order[group, columns]
         place = (group // way.locations).unsqueeze(1) * members + member
@@ -251,62 +156,6 @@ def _tighten(
         old.index_put((place,), new).view(lower.shape) for old, new in zip(flat, (low, up), strict=True)
     )
     return lower, upper
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The way from any neuron back to the input with a coefficient for each neuron of each layer."""
-
-    graph: Graph
-    x: Tensor
-    region: Region
-    node: int
-    seen: Mapping[int, Step]
-    mirrored: bool
-
-    locations: ClassVar[int] = 1
-
-    @property
-    def width(self) -> int:
-        return max(node.shape.numel() for node in self.graph.nodes[: self.node + 1])
-
-    def lower_bound(self, examples: Tensor, members: Tensor) -> Tensor:
-        """Lower bounds of some neurons of some examples, and then of the neurons negated.
-
-        Counted from where the path ends.
-        """
-        graph, node = self.graph, self.node
-        while isinstance(graph.nodes[node].op, Identity):
-            (node,) = graph.nodes[node].inputs
-        op, shape = graph.nodes[node].op, graph.nodes[node].shape
-        if isinstance(op, Dense) and len(shape) == 1:
-            (node,) = graph.nodes[node].inputs
-            rows = F.embedding(members, op.weight())
-        else:
-            rows = self.x.new_zeros(*members.shape, shape.numel()).scatter_(2, members.unsqueeze(2), 1.0)
-            rows = rows.unflatten(2, shape)
-        seen = {i: step.map(lambda part: part[examples]) for i, step in self.seen.items()}
-        region = self.region.at(examples)
-        rows = rows if self.mirrored else torch.cat([rows, -rows], 1)
-        return pull_from(graph, self.x[examples], region, node, rows, seen, mirrored=self.mirrored)
-
-
-def _rectangles(counts: list[int], cells: int) -> Iterator[tuple[slice, slice]]:
-    """Rectangles of at most `cells` cells over the first `counts[i]` cells of every line i; counts fall."""
-    top = 0
-    while top < len(counts) and counts[top]:
-        wide = min(counts[top], cells)
-        tall = cells // wide
-        for left in range(0, counts[top], wide):
-            lines = sum(count > left for count in counts[top : top + tall])
-            yield slice(top, top + lines), slice(left, left + wide)
-        top += tall
-
-
-def coefficients_at_once(x: Tensor) -> int:
-    """How many coefficients of a layer one backward pass may hold on this device at this moment."""
-    fitting = free_bytes(x.device) // (COPIES * x.element_size())
-    return min(fitting, CACHED) if x.device.type == "cpu" else fitting
 
 
 def crown() -> Linear:

@@ -23,10 +23,13 @@ class Median(Source):
     the median of its size.
     """
 
-    def spread(self, rows: Float[Tensor, "copies rows count"]) -> Float[Tensor, "batch rows"]:
+    def sides(
+        self, rows: Float[Tensor, "copies rows count"]
+    ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows"]]:
         """See `Source`."""
         # One entry per row has a gradient: pick it, and no other pass is taped.
-        return rows.gather(2, _middle(rows.detach().abs())).squeeze(2).abs()
+        spread = rows.gather(2, _middle(rows.detach().abs())).squeeze(2).abs()
+        return spread, spread
 
 
 def _middle(sizes: Float[Tensor, "copies rows count"]) -> Int[Tensor, "copies rows 1"]:
@@ -44,10 +47,12 @@ class Length(Source):
 
     radius: Float[Tensor, "batch 1"]
 
-    def spread(self, rows: Float[Tensor, "copies rows count"]) -> Float[Tensor, "batch rows"]:
+    def sides(
+        self, rows: Float[Tensor, "copies rows count"]
+    ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows"]]:
         """See `Source`."""
-        length: Tensor = torch.linalg.vector_norm(rows, dim=2)
-        return self.radius / math.sqrt(rows.shape[2]) * length
+        spread = self.radius / math.sqrt(rows.shape[2]) * torch.linalg.vector_norm(rows, dim=2)
+        return spread, spread
 
 
 @dataclass(frozen=True)

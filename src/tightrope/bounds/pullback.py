@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from tightrope.bounds.backward import lower_bound
 from tightrope.bounds.base import Estimator, Problem
-from tightrope.bounds.linear import lower_bound, path_over
+from tightrope.bounds.linear import path_over
 from tightrope.bounds.relax import LowerSlope, Step
 
 

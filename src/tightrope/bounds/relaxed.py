@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from tightrope.bounds.backward import lower_bound, path
 from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.bounds.interval import Interval
-from tightrope.bounds.linear import lower_bound, path
 from tightrope.bounds.relax import Lines, Relaxation, relax
 from tightrope.errors import InputError
 from tightrope.graph import Graph
@@ -140,8 +140,10 @@ class Source(ABC):
     """
 
     @abstractmethod
-    def spread(self, rows: Float[Tensor, "copies rows count"]) -> Float[Tensor, "batch rows"]:
-        """The radius of `<row, noise>`, where rows hold the coefficients of the columns."""
+    def sides(
+        self, rows: Float[Tensor, "copies rows count"]
+    ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows"]]:
+        """How far `<row, noise>` goes below and above 0, where rows hold the coefficients of the columns."""
 
     def own(self, columns: Float[Tensor, "copies count *value"]) -> Float[Tensor, "own_copies own *value"]:
         """Of columns that all examples share, those that each example needs."""
@@ -160,12 +162,15 @@ class Coordinates(Source):
     weights: Float[Tensor, "batch count"]
     kept: Int[Tensor, "batch own"] | None = None
 
-    def spread(self, rows: Float[Tensor, "copies rows count"]) -> Float[Tensor, "batch rows"]:
+    def sides(
+        self, rows: Float[Tensor, "copies rows count"]
+    ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows"]]:
         """See `Source`."""
         weights = self.weights
         if self.kept is not None and rows.shape[2] < weights.shape[1]:
             weights = weights.gather(1, self.kept)
-        return weights @ rows[0].abs().T if len(rows) == 1 else dot(rows.abs(), weights)
+        spread = weights @ rows[0].abs().T if len(rows) == 1 else dot(rows.abs(), weights)
+        return spread, spread
 
     def own(self, columns: Float[Tensor, "copies count *value"]) -> Float[Tensor, "own_copies own *value"]:
         """See `Source`."""
@@ -182,10 +187,14 @@ class Ball(Source):
     region: Region
     x: Float[Tensor, "batch *shape"]
 
-    def spread(self, rows: Float[Tensor, "copies rows count"]) -> Float[Tensor, "batch rows"]:
+    def sides(
+        self, rows: Float[Tensor, "copies rows count"]
+    ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows"]]:
         """See `Source`."""
-        steps = rows.expand(len(self.x), -1, -1).unflatten(2, self.x.shape[1:])
-        return -self.region.minimise(torch.zeros_like(self.x), steps)
+        rows = rows.expand(len(self.x), -1, -1)
+        steps, centre = rows.unflatten(2, self.x.shape[1:]), dot(rows, self.x.flatten(1))
+        down = centre - self.region.minimise(self.x, steps)
+        return down, -centre - self.region.minimise(self.x, -steps)
 
 
 class Sources:
@@ -265,10 +274,10 @@ def forward(problem: Problem, sources: Sources) -> tuple[Tensor, Tensor, Boxes]:
         (centre,), entering = inputs, {k: c.product() for k, c in columns[node.inputs[0]].items()}
         box = intervals[i]
         if boxes or region.norm != "inf":
-            spread = torch.stack([found[k].spread(c.flatten(2).mT) for k, c in entering.items()]).sum(0)
-            spread = spread.view_as(centre)
+            sides = [found[k].sides(c.flatten(2).mT) for k, c in entering.items()]
+            down, up = (torch.stack(side).sum(0).view_as(centre) for side in zip(*sides, strict=True))
             # A bound leaves the interval by rounding only, an estimate may lie anywhere.
-            box = (centre - spread).clamp(*box), (centre + spread).clamp(*box)
+            box = (centre - down).clamp(*box), (centre + up).clamp(*box)
         boxes[i], lines[i] = box, (line := _parallel(node.op, *box))
         slope, half = line.upper_slope, line.upper_offset / 2
         centres.append(slope * centre + half)
@@ -279,7 +288,9 @@ def forward(problem: Problem, sources: Sources) -> tuple[Tensor, Tensor, Boxes]:
     output = len(graph.nodes) - 1
     seen, _ = path(graph, x, region, output, lines)
     lower = lower_bound(graph, x, region, output, spec.rows, seen)
-    return lower, 2 * dot(spec.rows, centres[-1]) - lower, boxes  # parallel lines: bounds are symmetric
+    if region.norm == "inf":  # parallel lines around a box: bounds are symmetric
+        return lower, 2 * dot(spec.rows, centres[-1]) - lower, boxes
+    return lower, -lower_bound(graph, x, region, output, -spec.rows, seen), boxes
 
 
 def push_columns(

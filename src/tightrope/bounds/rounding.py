@@ -80,12 +80,12 @@ def unit(graph: Graph, dtype: torch.dtype) -> float:
 
     `k N u / (1 - N u)`: u is the unit roundoff, N the roundings that a number goes through on the way from
     the input to the value and back again, and a bound is the sum of numbers that together are at most k
-    times as large as the value.
+    times as large as the value: docs/soundness.md counts them.
     """
     roundings = sum(STEPS + len(node.inputs) + _longest_sums(graph, node) for node in graph.nodes)
     # What a pass leaves behind in one layer is added up over all its neurons.
     roundings += max(node.shape.numel() for node in graph.nodes)
-    parts = 4 + 3 * sum(1 for _ in graph.activations())
+    parts = 5 + 3 * sum(1 for _ in graph.activations())
     u = torch.finfo(dtype).eps / 2
     return parts * roundings * u / (1 - roundings * u)
 

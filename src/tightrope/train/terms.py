@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from tightrope.attacks import Pgd
 from tightrope.bounds import Estimator, Interval, Problem
-from tightrope.bounds.linear import lower_bound, path_over
+from tightrope.bounds.backward import lower_bound
+from tightrope.bounds.linear import path_over
 from tightrope.bounds.pullback import Scheme
 from tightrope.train.batch import Batch, Margins, Search, Term
 from tightrope.train.schedules import Number, Ramp, at

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tightrope.bounds.alpha import Frame, part_of
-from tightrope.bounds.linear import pull_from
+from tightrope.bounds.backward import pull_from
 from tightrope.region import Region
 
 CUTS = 100  # tangents of a ball, at most, that stand for it in a linear program
@@ -142,19 +142,10 @@ class Program:
         weights = tensor(-found.ineqlin.marginals[: len(self.halves.values)]).clamp(min=0) * self.factors
         row = weights @ self.halves.rows.flatten(1)
         constant = weights @ self.halves.values
-        # Multipliers of the box tell of the domain, which the minimum over a ball leaves out.
-        low = tensor(found.lower.marginals[:-1]).clamp(min=0)
-        up = tensor(found.upper.marginals[:-1]).clamp(max=0)
-        shift = low @ self.lower + up @ self.upper
-        proofs = [constant + self._least(row), constant + shift + self._least(row - low - up)]
+        least = self.region.descend(self.x, row.view(1, 1, *self.x.shape[1:]))[0, 0]
         reach = torch.maximum(self.lower.abs(), self.upper.abs())
-        sizes = self.halves.values.abs() + self.halves.rows.flatten(1).abs() @ reach
-        size = weights.abs() @ sizes + (low - up) @ reach
-        return Nearest(max(map(float, proofs)), float(size), point, weights.abs())
-
-    def _least(self, row: Tensor) -> Tensor:
-        least: Tensor = self.region.descend(self.x, row.view(1, 1, *self.x.shape[1:]))[0, 0]
-        return least
+        size = weights.abs() @ (self.halves.values.abs() + self.halves.rows.flatten(1).abs() @ reach)
+        return Nearest(float(constant + least), float(size), point, weights.abs())
 
 
 def solvable(halves: Halves) -> bool:

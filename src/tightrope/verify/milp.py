@@ -16,7 +16,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from tightrope.bounds import Interval, Problem
-from tightrope.bounds.linear import lower_bound, path_over
+from tightrope.bounds.backward import lower_bound
+from tightrope.bounds.linear import path_over
 from tightrope.graph import Graph
 from tightrope.verify.encode import Encoding, Layers, Neurons, encode, layers_of
 from tightrope.verify.stages import CROWN, LARGEST, Finding, answer, size, slack
