@@ -63,6 +63,32 @@ def test_fit_returns_the_trained_network_and_its_folder(run):
     assert run.metrics()[-1]["held_out"]["examples"] == 10
 
 
+def test_fit_trains_and_counts_in_the_norm_that_is_said(run, tmp_path):
+    found = {"inf": run}
+    for norm in ("2", "1"):
+        found[norm] = tr.fit(
+            network(),
+            examples(100),
+            tr.methods.ibp(eps=0.05),
+            norm=norm,
+            epochs=2,
+            lr=0.01,
+            out=tmp_path / norm,
+        )
+    robust = {norm: one.metrics()[-1]["losses"]["robust"] for norm, one in found.items()}
+    assert robust["1"] < robust["2"] < robust["inf"]
+    with pytest.raises(tr.InputError, match="norm"):
+        tr.fit(
+            network(),
+            examples(100),
+            tr.methods.ibp(eps=0.05),
+            epochs=2,
+            lr=0.01,
+            out=tmp_path / "1",
+            resume=True,
+        )
+
+
 def test_fit_with_a_seed_gives_the_same_weights_again(run, tmp_path):
     again = tr.fit(
         network(), examples(100), tr.methods.ibp(eps=0.05), epochs=2, lr=0.01, out=str(tmp_path / "again")
@@ -148,6 +174,7 @@ def test_a_run_from_python_says_how_it_can_be_certified(run):
         ({"test_eps": -0.1}, "test_eps"),
         ({"test_eps": float("nan")}, "test_eps"),
         ({"held_out": 0}, "held_out"),
+        ({"norm": "3"}, "norm"),
     ],
 )
 def test_fit_refuses_settings_by_name(arguments, said, tmp_path):

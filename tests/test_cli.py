@@ -1130,6 +1130,21 @@ def test_properties_of_another_radius_are_not_mixed(here):
     assert_refused(tightrope(*options[:4], "--eps", 0.01), "give --vnnlib FOLDER")
 
 
+def test_a_run_in_another_norm_is_certified_in_it(here):
+    options = ("--data", "blobs.npz", "--model", "2x100", "--method", "ibp", "--eps", 0.1, "--epochs", 1)
+    outcome = tightrope("train", *options, "--norm", "2", "--out", "l2")
+    assert outcome.out.endswith("at eps 0.1 in l_2\n")
+    assert tightrope("certify", "l2", "--verifier", "ibp", "--json").json()["norm"] == "2"
+    assert Path("l2/certify-ibp-2-0.1.jsonl").exists()
+    assert tightrope("radius", "l2", "--first", 2, "--json").json()["norm"] == "2"
+    assert "is taken for l_inf: say --eps" in tightrope("certify", "l2", "--first", 2, "--norm", "inf").err
+    assert_refused(tightrope("export", "l2", "--onnx", "a.onnx", "--vnnlib", "p"), "one in l_2", "give --eps")
+    assert tightrope("report", "l2").code == 0
+    assert "0.1 in l_2" in Path("l2/report.html").read_text()
+    refused = tightrope("train", *options[:5], "colt", *options[6:], "--norm", "2", "--out", "colt")
+    assert_refused(refused, "colt trains on latent regions, which are there for l_inf")
+
+
 def test_a_radius_is_not_taken_for_another_norm_in_silence(here):
     assert "is taken for l_2: say --eps" in tightrope("certify", "run", "--first", 2, "--norm", "2").err
     assert "say --eps" not in tightrope("certify", "run", "--first", 2).err

@@ -165,6 +165,13 @@ def test_the_options_of_a_method_are_spelled_out():
     }
 
 
+def test_a_norm_may_be_a_number_and_holds_for_the_method(tmp_path):
+    assert parse().norm == parse().build_method().norm == "inf"
+    assert parse(norm=2).build_method().norm == parse(norm="2").norm == "2"
+    assert "norm: Input should be 'inf', '2' or '1'" in refusal(lambda: parse(norm=3))
+    assert written(parse(norm=1), tmp_path).norm == "1"
+
+
 def test_the_test_eps_is_the_radius_at_the_end_of_training_if_not_said():
     recipe = parse_method(eps={"shape": "linear", "end": "8/255"})
     assert recipe.test_eps is None

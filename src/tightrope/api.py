@@ -172,6 +172,7 @@ def fit(
     out: Path | str,
     seed: int = 0,
     test_eps: float | None = None,
+    norm: str = "inf",
     held_out: int | None = None,
     augment: Augment | None = None,
     device: str = "auto",
@@ -188,6 +189,7 @@ def fit(
         out: the run folder; it gets metrics, checkpoints and weights.
         seed: one seed, one result on one machine.
         test_eps: radius of the certified accuracy in the metrics; the training eps if not said.
+        norm: in which inputs move by at most eps: "inf", "2" or "1".
         held_out: examples set aside for the metrics; 1,000, or a tenth of a small data set, if not said.
         augment: random changes of training images.
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
@@ -208,6 +210,7 @@ def fit(
     given = {
         "seed": seed,
         "test_eps": test_eps,
+        "norm": norm,
         "held_out": held_out,
         **described(method),
         "training": usual_training(method.name, training),
@@ -228,7 +231,7 @@ def fit(
                 f"{theirs}",
                 stacklevel=2,
             )
-    return run_recipe(recipe, method, model, source, out=Path(out), resume=resume)
+    return run_recipe(recipe, method.over(recipe.norm), model, source, out=Path(out), resume=resume)
 
 
 def run_recipe(
@@ -587,7 +590,8 @@ def warn_of_settings(recipe: Recipe, method: Method) -> None:
     """Warn of radii and schedules that are probably not meant so."""
     warn_of_schedules(method, recipe.training)
     trained = last(method.eps)
-    warn_of_wide(trained)
+    if method.norm == "inf":
+        warn_of_wide(trained)
     if any(loss.certified for loss in method.losses) and (recipe.test_eps or 0.0) > trained:
         warnings.warn(
             f"the network is trained at eps {trained:.4g} but is to be certified at {recipe.test_eps:.4g}: "

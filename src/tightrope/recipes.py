@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tightrope.errors import InputError, RecipeError
 from tightrope.train import METHODS, MODIFIERS, Method, Steps, Training
@@ -49,6 +49,7 @@ class Recipe(BaseModel):
         model: name of a network, or `package.module:factory`.
         seed: one seed, one result on one machine.
         test_eps: radius at which the network is meant to be certified; the training eps if not said.
+        norm: in which both are measured: "inf", "2" or "1".
         held_out: training examples set aside for the metrics, balanced over the classes.
         method: `name` and the method's own options.
         modifiers: what is added to the method: for each modifier's name a table of its options.
@@ -63,6 +64,7 @@ class Recipe(BaseModel):
     model: str | None = None
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
     test_eps: Annotated[Real, Field(ge=0)] | None = None
+    norm: Annotated[Literal["inf", "2", "1"], BeforeValidator(str)] = "inf"
     held_out: Whole = Field(default=1000, ge=1)
     method: dict[str, Any]
     modifiers: dict[str, dict[str, Any]] = {}
@@ -76,7 +78,7 @@ class Recipe(BaseModel):
         Raises:
             RecipeError: if a method, a modifier or an option is unknown, or a value makes no sense.
         """
-        return build_method(self.method, self.modifiers)
+        return build_method(self.method, self.modifiers, self.norm)
 
     def with_test_eps(self, method: Method) -> Self:
         """The recipe with its test eps spelled out."""
@@ -246,9 +248,11 @@ def _table(content: dict[str, Any], path: Iterable[str], key: str) -> dict[str, 
 
 
 def build_method(
-    options: Mapping[str, Any], modifiers: Mapping[str, Mapping[str, Any]] | None = None
+    options: Mapping[str, Any],
+    modifiers: Mapping[str, Mapping[str, Any]] | None = None,
+    norm: str = "inf",
 ) -> Method:
-    """A method from its name and options, and what is added to it.
+    """A method from its name and options, and what is added to it, for balls of a norm.
 
     Raises:
         RecipeError: if a method, a modifier or an option is unknown, or a value makes no sense.
@@ -260,9 +264,9 @@ def build_method(
     try:
         for name, table in (modifiers or {}).items():
             method = method | _make("modifier", name, table, MODIFIERS)
+        return method.over(norm)
     except InputError as error:
         raise RecipeError(str(error)) from error
-    return method
 
 
 def _make(kind: str, name: Any, options: Mapping[str, Any], registry: Mapping[str, Callable[..., R]]) -> R:

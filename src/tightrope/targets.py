@@ -50,6 +50,7 @@ class Target:
         model: the network, in evaluation mode.
         data: name of the data set it was trained on, if known.
         eps: radius it was meant to be certified at, if known.
+        norm: in which it is measured.
         folder: where verdicts on it are written, if it is a run folder.
         input_shape: shape of one input, if known.
     """
@@ -59,6 +60,7 @@ class Target:
     eps: float | None
     folder: Path | None
     input_shape: tuple[int, ...] | None = None
+    norm: str = "inf"
 
     def taking(self, shape: tuple[int, ...]) -> nn.Module:
         """The network for inputs of this shape, which may differ from its own in dimensions of size 1.
@@ -177,12 +179,13 @@ def _from_folder(folder: Path) -> Target:
             f"{folder} holds no weights yet: finish the run with `tightrope train --resume --out {folder}`"
         )
     load_weights(model, folder / "model.safetensors")
-    data = eps = None
+    data, eps, norm = None, None, "inf"
     if (path := folder / "recipe.toml").exists():
         recipe = parse_recipe(read_recipe(path), str(path))
+        norm = recipe.norm
         data, eps = recipe.data, recipe.with_test_eps(recipe.build_method()).test_eps
     is_run = (folder / "checkpoint").is_dir() or folder.resolve().parent.name == "stages"
-    return Target(model.eval(), data, eps, folder if is_run else None, facts.input_shape)
+    return Target(model.eval(), data, eps, folder if is_run else None, facts.input_shape, norm)
 
 
 def _read_facts(path: Path) -> ModelFacts:

@@ -58,13 +58,23 @@ def batch():
     """Makes a training batch over the images of `make_images`, or the ones given."""
 
     def make(
-        module, eps=0.05, progress=1.0, x=None, y=None, seed=0, count=12, index=None, state=None, stage=WHOLE
+        module,
+        eps=0.05,
+        progress=1.0,
+        x=None,
+        y=None,
+        seed=0,
+        count=12,
+        index=None,
+        state=None,
+        stage=WHOLE,
+        kind=Box,
     ):
         if x is None:
             split = make_images(count)
             x, y = split.x, split.y
         graph = trace(module.train(), x.shape[1:])
         generator = torch.Generator().manual_seed(seed)
-        return Batch(graph, x, y, Box(eps), progress, generator, index, state, stage)
+        return Batch(graph, x, y, kind(eps), progress, generator, index, state, stage)
 
     return make

@@ -10,6 +10,7 @@ import tightrope as tr
 from tightrope.bounds import Interval
 from tightrope.files import to_json
 from tightrope.graph import trace
+from tightrope.region import Box
 from tightrope.train import evaluate as module_under_test
 from tightrope.train.evaluate import HeldOut, evaluate
 
@@ -33,7 +34,7 @@ def test_a_network_worked_out_by_hand():
     """Logits are relu(x - 0.5) and 0.1 - relu(x - 0.5): class 0 from x = 0.55 on."""
     x = torch.tensor([0.5, 0.6, 0.7, 0.2]).view(4, 1, 1, 1)
     y = torch.tensor([1, 0, 0, 0])
-    record, (layer,) = evaluate(trace(by_hand(), (1, 1, 1)), HeldOut(x, y), 0.1, Interval())
+    record, (layer,) = evaluate(trace(by_hand(), (1, 1, 1)), HeldOut(x, y), Box(0.1), Interval())
     # 0.5 may move to 0.6 and is lost, 0.6 may move to 0.5 and is lost, 0.7 holds, 0.2 is wrong anyway.
     assert record == {"examples": 4, "eps": 0.1, "clean": 3 / 4, "certified": 1 / 4}
     # Dead: the second neuron, and the third at x = 0.2. Active: the first and fourth, and the third at 0.7
@@ -48,7 +49,7 @@ def test_a_network_worked_out_by_hand():
 @pytest.mark.parametrize("norm", [False, True])
 def test_the_accuracies_are_those_of_the_public_functions(network, images, norm):
     module, split = network(norm=norm).eval(), images(40)
-    record, _ = evaluate(trace(module, (1, 6, 6)), held_out(split), 0.05, Interval())
+    record, _ = evaluate(trace(module, (1, 6, 6)), held_out(split), Box(0.05), Interval())
     margins = tr.margins(module, split.x, split.y, tr.Box(eps=0.05))
     wrong = torch.ones_like(margins).scatter(1, split.y.unsqueeze(1), 0).bool()
     certified = margins.masked_fill(~wrong, torch.inf).amin(1) > 0
@@ -57,13 +58,13 @@ def test_the_accuracies_are_those_of_the_public_functions(network, images, norm)
 
 
 def test_a_point_is_certified_where_it_is_right(network, images):
-    record, layers = evaluate(trace(network(), (1, 6, 6)), held_out(images(40)), 0.0, Interval())
+    record, layers = evaluate(trace(network(), (1, 6, 6)), held_out(images(40)), Box(0.0), Interval())
     assert record["certified"] == record["clean"]
     assert all(layer["unstable"] == pytest.approx(0, abs=1e-6) for layer in layers)
 
 
 def test_the_layers_are_the_relus_in_order_and_their_shares_add_up(network, images):
-    _, layers = evaluate(trace(network(norm=True), (1, 6, 6)), held_out(images(40)), 0.1, Interval())
+    _, layers = evaluate(trace(network(norm=True), (1, 6, 6)), held_out(images(40)), Box(0.1), Interval())
     assert [layer["name"] for layer in layers] == ["2", "6"]
     for layer in layers:
         assert layer["dead"] + layer["active"] + layer["unstable"] == pytest.approx(1)
@@ -72,9 +73,9 @@ def test_the_layers_are_the_relus_in_order_and_their_shares_add_up(network, imag
 
 def test_nothing_depends_on_the_chunks(network, images, monkeypatch):
     graph, examples = trace(network(norm=True), (1, 6, 6)), held_out(images(40))
-    whole = evaluate(graph, examples, 0.1, Interval())
+    whole = evaluate(graph, examples, Box(0.1), Interval())
     monkeypatch.setattr(module_under_test, "CHUNK", 7)
-    record, layers = evaluate(graph, examples, 0.1, Interval())
+    record, layers = evaluate(graph, examples, Box(0.1), Interval())
     assert record == whole[0]
     for layer, expected in zip(layers, whole[1], strict=True):
         assert layer.pop("name") == expected.pop("name")
@@ -86,16 +87,19 @@ def test_evaluation_leaves_no_trace_on_a_network_in_training(network, images):
     graph = trace(module, (1, 6, 6))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     state = torch.get_rng_state()
-    first = evaluate(graph, held_out(images(40)), 0.1, Interval())
+    first = evaluate(graph, held_out(images(40)), Box(0.1), Interval())
     assert module.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
-    assert first == evaluate(trace(module.eval(), (1, 6, 6)), held_out(images(40)), 0.1, Interval())
+    assert first == evaluate(trace(module.eval(), (1, 6, 6)), held_out(images(40)), Box(0.1), Interval())
 
 
 def test_a_network_without_activations_has_no_layers(images):
     record, layers = evaluate(
-        trace(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), (1, 6, 6)), held_out(images(9)), 0.1, Interval()
+        trace(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), (1, 6, 6)),
+        held_out(images(9)),
+        Box(0.1),
+        Interval(),
     )
     assert layers == []
     assert record["examples"] == 9
@@ -117,7 +121,7 @@ def test_bounds_that_overflow_are_still_json(images):
         for layer in (net[1], net[3], net[5]):
             layer.weight.fill_(1e15)
             layer.weight[:, ::2] = -1e15
-    record, layers = evaluate(trace(net, (1, 6, 6)), held_out(images(9)), 0.3, Interval())
+    record, layers = evaluate(trace(net, (1, 6, 6)), held_out(images(9)), Box(0.3), Interval())
     assert record["certified"] == 0.0
     read = json.loads(to_json({"held_out": record, "layers": layers}))
     assert read["layers"][-1]["width"] > 1e38

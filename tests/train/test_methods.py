@@ -17,10 +17,11 @@ from tightrope.bounds import HybridZonotope, Interval
 from tightrope.errors import InputError, RecipeError
 from tightrope.graph import trace
 from tightrope.recipes import build_method
+from tightrope.region import L1Ball, L2Ball
 from tightrope.train import METHODS, Course, Ramp, Steps, methods, terms
 from tightrope.train.methods import LatentAttack, Penalty
 from tightrope.train.schedules import at, last
-from tightrope.train.stages import Layerwise
+from tightrope.train.stages import WHOLE, Layerwise
 from tightrope.train.step import train_step
 
 NO_PENALTY = Penalty(l1=0, stability=0)
@@ -120,6 +121,25 @@ def test_three_steps_lower_the_loss(network, batch, name, options, norm, kind, p
     for _ in range(3):
         train_step(method, batch(module, eps, progress, state=state), optimiser, clip=0.0)
     assert objective(method, batch(module, eps, progress)) < before
+
+
+@EVERY
+@pytest.mark.parametrize("ball", [L2Ball, L1Ball])
+def test_over_balls_it_lowers_the_loss_too_or_is_refused(network, batch, name, options, norm, ball):
+    method, module = build(name, options), network(norm=norm)
+    if name in ("colt", "mat", "maar") or (name == "wong-kolter" and ball is L1Ball):
+        with pytest.raises(InputError, match=rf"{name}.* l_inf.* l_{ball.norm}"):
+            method.over(ball.norm)
+        return
+    method = method.over(ball.norm)
+    region = method.region(WHOLE, 1.0, torch.arange(12), {})
+    assert (type(region), region.eps) == (ball, at(method.eps, 1.0))
+    optimiser = torch.optim.SGD(module.parameters(), 0.02)
+    before = objective(method, batch(module, region.eps, kind=ball))
+    state = method.begin(trace(module, (1, 6, 6)), 12)
+    for _ in range(3):
+        train_step(method, batch(module, region.eps, state=state, kind=ball), optimiser, clip=0.0)
+    assert objective(method, batch(module, region.eps, kind=ball)) < before
 
 
 @EVERY

@@ -50,6 +50,8 @@ def export_command(
     back and compared with the network, and with onnxruntime, before it is kept.
     """
     loaded = load_target(target, weights)
+    if folder is not None and eps is None and loaded.norm != "inf":
+        raise InputError(f"{target}'s eps is one in l_{loaded.norm}, and properties are boxes: give --eps")
     data, eps = data or loaded.data, loaded.eps if eps is None else eps
     if data is None and (loaded.input_shape is None or folder is not None):
         raise InputError(f"{target} does not say on what data: give --data")

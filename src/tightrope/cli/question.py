@@ -39,7 +39,7 @@ class Question:
     weights: Path | None
     data: str | None
     eps: float | None
-    norm: str
+    norm: str | None
     first: int | None
     device: str
     jobs: int
@@ -94,8 +94,8 @@ def asking(kind: type[Question], eps: str, *own: Option) -> Option:
         weights_option,
         data_option,
         click.option("--eps", type=number, help=eps),
-        click.option("--norm", type=click.Choice(list(REGIONS)), default="inf", show_default=True,
-                     help="In which norm an input moves by at most eps."),
+        click.option("--norm", type=click.Choice(list(REGIONS)),
+                     help="In which norm an input moves by at most eps.  [default: the run's; inf]"),
         first_option,
         *own,
         device_option,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -44,6 +45,11 @@ from tightrope.train.predict import predict_seconds
 @click.option("--eps", type=number, help="Training radius in pixel units, above 0, such as 0.3 or 8/255.")
 @click.option("--test-eps", type=number, help="Radius to be certified at.  [default: the training radius]")
 @click.option(
+    "--norm",
+    type=click.Choice(list(REGIONS)),
+    help="In which norm an input moves by at most eps.  [default: inf]",
+)
+@click.option(
     "--epochs",
     type=COUNT,
     help="Passes over the data; schedules keep their shape.  [default: the method's]",
@@ -78,6 +84,7 @@ def train_command(
     method: str | None,
     eps: float | None,
     test_eps: float | None,
+    norm: str | None,
     epochs: int | None,
     modifiers: tuple[str, ...],
     assignments: tuple[str, ...],
@@ -100,7 +107,7 @@ def train_command(
         if not recipe.exists():
             raise InputError(f"{out} holds no run to resume: there is no {recipe}")
     content = read_recipe(recipe) if recipe else {}
-    given = {"data": data, "model": model, "seed": seed, "test_eps": test_eps}
+    given: dict[str, Any] = {"data": data, "model": model, "seed": seed, "test_eps": test_eps, "norm": norm}
     given |= {"method.name": method, "method.eps": eps, "training.epochs": epochs}
     for key, value in given.items():
         if value is not None:
@@ -159,10 +166,10 @@ def _train(
             return
     with keeping(out / "checkpoint" / "last.safetensors"):
         run = run_recipe(recipe, method, network, source, out=out, resume=resume)
-    last = run.metrics()[-1]
+    last, where = run.metrics()[-1], "" if recipe.norm == "inf" else f" in l_{recipe.norm}"
     click.echo(
         f"trained {out} in {last['seconds']:.1f} s; held out: clean {last['held_out']['clean']:.2%}, "
-        f"certified {last['held_out']['certified']:.2%} at eps {last['held_out']['eps']:.4g}",
+        f"certified {last['held_out']['certified']:.2%} at eps {last['held_out']['eps']:.4g}{where}",
         err=as_json,
     )
     if as_json:

@@ -21,7 +21,7 @@ from tightrope.errors import InputError, SoundnessViolation
 from tightrope.files import to_json, write_atomically
 from tightrope.graph import trace
 from tightrope.rechecking import recheck
-from tightrope.region import REGIONS
+from tightrope.region import REGIONS, Region
 from tightrope.targets import Target, load_target
 from tightrope.verify import LATENT_ATTACK, VERIFIERS, decide, read_vnnlib
 from tightrope.verify.pipeline import CHUNK
@@ -95,19 +95,20 @@ def _is_said(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
-def _on_what(question: Question) -> tuple[Target, str, float]:
-    """The target, and on which data and at which eps to look at it, if it does not say so itself."""
+def _on_what(question: Question) -> tuple[Target, str, Region]:
+    """The target, and on which data and over which region to look at it, if it does not say so itself."""
     target = load_target(question.target, question.weights)
     data = question.data or target.data
     eps = target.eps if question.eps is None else question.eps
     if data is None or eps is None:
         raise InputError(_missing(question.target, data, eps))
-    if question.eps is None and question.norm != "inf":
+    norm = question.norm or target.norm
+    if question.eps is None and norm != target.norm:
         warnings.warn(
-            f"the run's test eps {eps:.4g} is one in l_inf, and is taken for l_{question.norm}: say --eps",
+            f"the run's test eps {eps:.4g} is one in l_{target.norm}, and is taken for l_{norm}: say --eps",
             stacklevel=2,
         )
-    return target, data, eps
+    return target, data, REGIONS[norm](eps)
 
 
 def _missing(target: str, data: str | None, eps: float | None) -> str:
@@ -119,17 +120,17 @@ def _missing(target: str, data: str | None, eps: float | None) -> str:
 def _judge(
     question: AttackQuestion, verifier: str, time_limit: float = 60.0, certificates: bool = False
 ) -> None:
-    target, data, eps = _on_what(question)
+    target, data, region = _on_what(question)
     attack = question.attack() if question.attack_steps else None
-    if eps == 0:
+    if region.eps == 0:
         warnings.warn("at eps 0 nothing moves, and robust means correct: say how far, --eps", stacklevel=2)
     dataset = load(data)
-    out = question.file(f"certify-{verifier}-{question.norm}-{eps:.4g}", target)
+    out = question.file(f"certify-{verifier}-{region.norm}-{region.eps:.4g}", target)
     with keeping(out):
         result = certify(
             target.taking(dataset.test.shape),
             dataset.test,
-            REGIONS[question.norm](eps),
+            region,
             verifier=verifier,
             attack=attack,
             first=question.first,
@@ -203,13 +204,13 @@ def _attack_latent(question: AttackQuestion, node: str) -> None:
         raise InputError(
             "a latent attack runs in one process and is not resumed: leave --jobs, --ray and --resume out"
         )
-    target, data, eps = _on_what(question)
-    attack = question.attack()
+    target, data, region = _on_what(question)
+    attack, eps = question.attack(), region.eps
     test = load(data).test
     result = latent_robustness(
         target.taking(test.shape),
         test,
-        REGIONS[question.norm](eps),
+        region,
         node,
         attack=attack,
         first=question.first,
@@ -258,9 +259,8 @@ def radius_command(
     radius is always an eps that the verifier certified: the lower end of what bisection left, 0 if there is
     none.
     """
-    norm = question.norm
     target = load_target(question.target, question.weights)
-    data, eps = question.data or target.data, question.eps
+    data, eps, norm = question.data or target.data, question.eps, question.norm or target.norm
     if eps is None and target.eps is not None:
         eps = min(2 * target.eps, 1.0) if norm == "inf" else 2 * target.eps
     if data is None or eps is None:

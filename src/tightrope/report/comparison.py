@@ -86,7 +86,8 @@ def _certified_row(label: str, anchor: str, summary: str, known: Mapping[str, An
 
 def _recorded_row(label: str, anchor: str, summary: str, known: Mapping[str, Any], run: Run) -> Row:
     """What `result.json` says: means over seeds, of errors in per cent."""
-    ours, eps = run.result["ours"], run.recipe.get("test_eps") if run.recipe else None
+    recipe: Mapping[str, Any] = run.recipe or {}
+    ours, eps, norm = run.result["ours"], recipe.get("test_eps"), recipe.get("norm", "inf")
     seeds = number_text(len(run.result.get("seeds", [])) or 1, "seed")
     shown, shares = [], {}
     for name, key in (("clean", "clean"), ("attacked", "attacked"), ("certified", "verified")):
@@ -101,7 +102,7 @@ def _recorded_row(label: str, anchor: str, summary: str, known: Mapping[str, Any
             shown.append(Headline(title, "n/a", "not recorded"))
     count, verifier = ours.get("examples"), ours.get("verifier")
     facts = {**known, **dict.fromkeys(_FIGURES), **shares, "source": "result.json"}
-    facts |= {"eps": None if eps is None else float(eps), "norm": "inf", "verifier": verifier}
+    facts |= {"eps": None if eps is None else float(eps), "norm": norm, "verifier": verifier}
     setting = [f"verifier {verifier}", f"eps {eps_text(eps)}" if eps is not None else ""]
     setting += [number_text(count, "test example")] if isinstance(count, int) else []
     setting += ["recorded in result.json"]

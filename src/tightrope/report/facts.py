@@ -15,6 +15,7 @@ def facts_of(run: Run) -> dict[str, str]:
     recipe: Mapping[str, Any] = run.recipe or {"method": {}}
     method = recipe["method"]
     data = [one.data for one in run.certificates] + [one.data for one in run.radii]
+    where = "" if recipe.get("norm", "inf") == "inf" else f" in l_{recipe['norm']}"
     tested = dict.fromkeys(eps_text(one.identity["eps"]) for one in run.certificates)
     parameters = _fact(run, "parameters")
     finished: Epoch | dict[str, Any] = run.epochs[-1] if run.epochs else {}
@@ -23,8 +24,8 @@ def facts_of(run: Run) -> dict[str, str]:
         "Model": recipe.get("model"),
         "Parameters": f"{parameters:,}" if isinstance(parameters, int) else None,
         "Method": "+".join([method["name"], *recipe.get("modifiers", {})]) if "name" in method else None,
-        "Training eps": eps_text(last(method["eps"])) if "eps" in method else None,
-        "Test eps": eps_text(recipe["test_eps"]) if "test_eps" in recipe else ", ".join(tested),
+        "Training eps": eps_text(last(method["eps"])) + where if "eps" in method else None,
+        "Test eps": eps_text(recipe["test_eps"]) + where if "test_eps" in recipe else ", ".join(tested),
         "Epochs": finished.get("epoch"),
         "Training time": duration_text(finished["seconds"]) if "seconds" in finished else None,
         "Seed": recipe.get("seed", _fact(run, "seed")),

@@ -71,6 +71,7 @@ class Recipe(TypedDict):
     model: NotRequired[str]
     seed: NotRequired[int]
     test_eps: NotRequired[Real]
+    norm: NotRequired[str]
     method: Method
 
 

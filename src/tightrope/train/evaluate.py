@@ -14,7 +14,7 @@ from tightrope.bounds import Engine, Latent, Problem
 from tightrope.bounds.latent import NOISE, boxes_upto
 from tightrope.graph import Graph
 from tightrope.graph.ops import LeakyReLU, ReLU
-from tightrope.region import Box
+from tightrope.region import Box, Region
 from tightrope.spec import Spec, smallest_margin
 from tightrope.train.batch import Search
 
@@ -31,7 +31,7 @@ class HeldOut:
 
 @torch.no_grad()
 def evaluate(
-    graph: Graph, held_out: HeldOut, eps: float, engine: Engine
+    graph: Graph, held_out: HeldOut, region: Region, engine: Engine
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Clean and certified accuracy, and per layer the share of dead, active and unstable neurons.
 
@@ -40,7 +40,7 @@ def evaluate(
     Returns:
         A record of accuracies, and one record per layer of ReLUs.
     """
-    frozen, region = graph.frozen(), Box(eps)
+    frozen = graph.frozen()
     clean, certified = 0, 0
     layers: dict[int, Tensor] = {}
     for x, y in zip(held_out.x.split(CHUNK), held_out.y.split(CHUNK), strict=True):
@@ -67,7 +67,12 @@ def evaluate(
                 "width": width if math.isfinite(width) else torch.finfo(torch.float32).max,
             }
         )
-    return {"examples": count, "eps": eps, "clean": clean / count, "certified": certified / count}, records
+    return {
+        "examples": count,
+        "eps": region.eps,
+        "clean": clean / count,
+        "certified": certified / count,
+    }, records
 
 
 @torch.no_grad()

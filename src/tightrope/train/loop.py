@@ -371,7 +371,7 @@ def _epoch_record(
     gradient_norm = means.pop("gradient_norm")
     notes = {k.removeprefix(NOTE): v for k, v in means.items() if k.startswith(NOTE)}
     losses = {k: v for k, v in means.items() if not k.startswith(NOTE)}
-    accuracy, layers = evaluate(graph, held_out, test_eps, now.method.engine)
+    accuracy, layers = evaluate(graph, held_out, now.method.ball(test_eps), now.method.engine)
     staged: dict[str, Any] = {}
     if now.method.search is not None:
         staged = {"stage": now.stage.number + 1}

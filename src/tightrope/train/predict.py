@@ -58,7 +58,7 @@ def predict_seconds(
                 times.append(time.perf_counter() - began)
         per_example += (stage.end - stage.begin) * (stop - start) * min(times[1:]) / count
     began = time.perf_counter()
-    evaluate(copied, held_out, test_eps, method.engine)
+    evaluate(copied, held_out, method.ball(test_eps), method.engine)
     measured = time.perf_counter() - began
     if training.average is not None or training.bn_statistics == "recompute":
         began = time.perf_counter()

@@ -22,6 +22,7 @@ _SHARED = {
     "seed": "it decides which examples are held out, and those are the same for all trials",
     "held_out": "accuracies are compared on the same held-out examples",
     "test_eps": "certified accuracies are compared at the same radius",
+    "norm": "certified accuracies are compared in the same norm",
     "method.name": "each method certifies by bounds of its own: search one method at a time",
 }
 

@@ -13,11 +13,11 @@ from jaxtyping import Int
 from pydantic import BaseModel
 from torch import Tensor
 
-from tightrope.bounds import Engine, Interval
+from tightrope.bounds import Engine, Interval, Projected
 from tightrope.bounds.pullback import Scheme
 from tightrope.errors import InputError
 from tightrope.graph import Graph
-from tightrope.region import Box
+from tightrope.region import REGIONS, Region
 from tightrope.train import terms
 from tightrope.train.batch import Margins, Search, State
 from tightrope.train.combine import Total
@@ -50,6 +50,7 @@ class Method:
     Args:
         name: its published name.
         eps: radius of the region in pixel units, a number or a schedule.
+        norm: in which the radius is measured, a key of `REGIONS`; see `over`.
         losses: what is summed, each times its weight.
         initialise: what is done to the network before the first step.
         engine: what certifies the held-out examples in the metrics.
@@ -67,6 +68,7 @@ class Method:
     name: str
     eps: Number
     losses: tuple[Loss, ...]
+    norm: str = "inf"
     initialise: Callable[[Graph], None] | None = None
     engine: Engine = field(default_factory=Interval)
     relaxation: Relaxation | None = None
@@ -98,6 +100,21 @@ class Method:
             for name, options in ((self.name, self.options), *self.modifiers.items())
         )
 
+    def over(self, norm: str) -> Method:
+        """The method for inputs that move in balls of a norm.
+
+        Raises:
+            InputError: if it bounds something that is there for other norms only.
+        """
+        if norm != "inf" and self.layerwise is not None:
+            raise InputError(f"{self.name} trains on latent regions, which are there for l_inf, not l_{norm}")
+        if norm == "1" and self.relaxation and isinstance(self.relaxation.scheme.boxes, Projected):
+            raise InputError(
+                f"{self.name}: projections estimate bounds for l_inf and l_2, not for l_1; compute them "
+                "exactly, projections = 0"
+            )
+        return replace(self, norm=norm)
+
     def begin(self, graph: Graph, examples: int) -> State:
         """What it remembers, at the beginning of a run on this many examples.
 
@@ -112,10 +129,14 @@ class Method:
         """The parts of a run on this network."""
         return [WHOLE] if self.layerwise is None else self.layerwise.of(graph)
 
-    def region(self, stage: Stage, progress: float, index: Int[Tensor, "batch"], state: State) -> Box:
+    def region(self, stage: Stage, progress: float, index: Int[Tensor, "batch"], state: State) -> Region:
         """Where the examples with these numbers may move when this share of a stage is done."""
         eps = stage.eps * at(self.eps, progress)
-        return Box(eps if self.radii is None else self.radii(eps, index, state))
+        return self.ball(eps if self.radii is None else self.radii(eps, index, state))
+
+    def ball(self, eps: float | Tensor) -> Region:
+        """Where inputs may move with this radius."""
+        return REGIONS[self.norm](eps)
 
     def __post_init__(self) -> None:
         certified = [loss for loss in self.losses if loss.certified]
