@@ -190,6 +190,8 @@ def page() -> str:
         ours, paper = result["ours"], result["paper"]
         cells = [_cell(ours[error]) for error in ERRORS]
         theirs = f"{paper['verified_error']} / {paper['clean_error']}" if "verified_error" in paper else "—"
+        has_weights = (HERE / result["name"] / "model.safetensors").exists()
+        kept = "" if has_weights else ", once it is trained: its weights are not kept here"
         looked = "" if ours["examples"] == 10_000 else f", first {ours['examples']:,}"
         lines.append(
             f"| `{result['name']}` | {ours['verifier']}{looked} | {' | '.join(cells)} "
@@ -200,7 +202,7 @@ def page() -> str:
             f"## {result['name']}",
             "",
             f"- Train: `{result['train']}` (seeds {', '.join(map(str, result['seeds']))})",
-            f"- Certify: `{result['certify']}`",
+            f"- Certify: `{result['certify']}`{kept}",
             f"- Commit {result['commit']}; {', '.join(result['dates'])}",
             f"- {result['machine']}, {result['threads']} threads, torch {result['torch']}",
             f"- Paper: {paper.get('source', 'no figure')}",
