@@ -215,6 +215,14 @@ class TestMinimise:
         assert all(bool(torch.isfinite(t.grad).all()) for t in (x, rows, eps))
 
     @each_region
+    def test_rows_of_zeros_yield_zero_and_very_small_ones_do_not(self, kind):
+        x, row = pixels(2, 4) * 0.4 + 0.3, numbers(2, 1, 4)
+        assert torch.equal(kind(0.1).minimise(x, 0 * row), torch.zeros(2, 1, dtype=torch.float64))
+        scale = 2.0**-600  # the squares of such numbers are 0
+        large, small = (kind(0.1).minimise(x, factor * row) for factor in (1.0, scale))
+        assert bool((small <= scale * large + 1e-12 * scale).all())
+
+    @each_region
     def test_its_gradient_is_right(self, kind):
         eps = torch.tensor([0.1, 0.2], dtype=torch.float64, requires_grad=True)
         x, rows = (pixels(2, 4) * 0.4 + 0.3).requires_grad_(), numbers(2, 3, 4).requires_grad_()

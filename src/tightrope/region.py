@@ -304,7 +304,8 @@ class L2Ball(_Ball):
             multiplier = multiplier.clamp(min=least)
         moved = torch.minimum(size, multiplier * room)
         fall = (size * moved).sum(2, keepdim=True) - _norm(moved).square() / 2
-        return (fall / multiplier + multiplier / 2 * square).squeeze(2), moved / multiplier
+        fall = fall / multiplier + torch.where(size.amax(2, keepdim=True) > 0, multiplier, 0) / 2 * square
+        return fall.squeeze(2), moved / multiplier
 
     def _direction(
         self, like: Float[Tensor, "batch features"], generator: torch.Generator | None
