@@ -189,14 +189,17 @@ class Region:
             order = np.argsort(-size, -1)
             size, room = (np.take_along_axis(value, order, -1) for value in (size, room))
             return (size * np.clip(self.eps - (room.cumsum(-1) - room), 0, room)).sum(-1)
-        # Any multiplier m >= 0 yields such a bound.
+        # Any multiplier m >= 0 yields such a bound. Squares of small sizes are 0: the largest counts as 1.
+        scale = np.where(size.any(-1), size.max(-1), 1.0)[..., None]
+        size = size / scale
         m = length(size) / max(self.eps, TINY)
         for _ in range(3):
             full = size > m * room
             left = np.maximum(self.eps**2 - length(room * full) ** 2, TINY)
             m = np.minimum(m, length(size * ~full) / np.sqrt(left))
         step = np.minimum(size / np.maximum(m, TINY), room)
-        return (size * step).sum(-1) + (m / 2 * (self.eps**2 - length(step) ** 2))[..., 0]
+        most = (size * step).sum(-1, keepdims=True) + m / 2 * (self.eps**2 - length(step) ** 2)
+        return (scale * most)[..., 0]
 
     def holds(self, point: Array) -> bool:
         """Whether a point lies in the region, to within rounding."""
@@ -213,7 +216,8 @@ class Reach:
     """
 
     def __init__(self, network: Network, region: Region) -> None:
-        self.network, self.region = network, region
+        # Intervals in front of the first ReLU are those of the whole ball.
+        self.network, self.region = network, Region(region.x, region.eps, region.norm, None)
         self.boxes: dict[int, tuple[Array, Array]] = {}
         self.size: dict[int, Array] = {}
         centre, radius, affine = [region.middle], [region.radius], {0}
@@ -235,6 +239,7 @@ class Reach:
                 centre.append(network.affine(i, c) + network.bias[i])
                 wide = network.affine(i, r, absolute=True)
                 radius.append(wide + 2 * gamma(network.terms[i]) * self.size[i])
+        self.region = region
 
     def lower(self, end: int, rows: Array, lines: dict[int, Lines], push: Array | None = None) -> Array:
         """A lower bound of `<row, value of a node>` in real arithmetic, by one pass back to the input.
@@ -299,7 +304,9 @@ class Reach:
         """Bound every neuron of open sign by a pass of its own, one ReLU after the other."""
         lines: dict[int, Lines] = {}
         for i, (low, high) in list(self.boxes.items()):
-            if lines:  # in front of the first ReLU, boxes are exact
+            if (
+                lines or self.region.norm != "inf"
+            ):  # in front of the first ReLU, intervals are exact for a box
                 self.narrow(i, np.flatnonzero((low[0] < 0) & (high[0] > 0)), lines)
             lines[i] = around(self.network.nodes[i], low, high, rule)
 

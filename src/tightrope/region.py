@@ -199,7 +199,8 @@ class _Ball(Region):
     ) -> Float[Tensor, "batch rows *shape"]:
         centre, flat = x.flatten(1), rows.flatten(2)
         _, steps = self._farthest(flat.abs(), self._room(centre, flat), self._radii(flat))
-        points: Tensor = (centre.unsqueeze(1) - flat.sign() * steps).view_as(rows)
+        # As for a box, where a step's sign has no gradient, the step counts as given.
+        points: Tensor = (centre.unsqueeze(1) - flat.sign() * steps.detach()).view_as(rows)
         return points
 
     def _room(
@@ -293,9 +294,11 @@ class L2Ball(_Ball):
         radius: Float[Tensor, "batch rows 1"],
     ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows features"]]:
         # Steps of min(size, m room) / m yield <size, step> + m / 2 (radius^2 - ||step||^2).
-        least, square = torch.finfo(size.dtype).tiny ** 0.5, radius.square()
+        least, square, scale = torch.finfo(size.dtype).tiny ** 0.5, radius.square(), _scale(size)
+        size = size / scale
         with torch.no_grad():
-            multiplier = _norm(size) / radius.clamp(min=least)
+            length = _norm(size)
+            multiplier = length / radius.clamp(min=least)
             for _ in range(TRIALS):
                 reached = size > multiplier * room
                 rest = square - _norm(torch.where(reached, room, 0)).square()
@@ -304,8 +307,8 @@ class L2Ball(_Ball):
             multiplier = multiplier.clamp(min=least)
         moved = torch.minimum(size, multiplier * room)
         fall = (size * moved).sum(2, keepdim=True) - _norm(moved).square() / 2
-        fall = fall / multiplier + torch.where(size.amax(2, keepdim=True) > 0, multiplier, 0) / 2 * square
-        return fall.squeeze(2), moved / multiplier
+        fall = fall / multiplier + torch.where(length > 0, multiplier / 2, 0) * square
+        return (scale * fall).squeeze(2), moved / multiplier
 
     def _direction(
         self, like: Float[Tensor, "batch features"], generator: torch.Generator | None
@@ -349,7 +352,8 @@ class L1Ball(_Ball):
         last = (used < radius).sum(2, keepdim=True)
         some = last < size.shape[2]
         multiplier = torch.where(some, falling.gather(2, last.clamp(max=size.shape[2] - 1)), 0)
-        most = ((falling - multiplier).clamp(min=0) * rooms).sum(2, keepdim=True) + multiplier * radius
+        # relu, since clamp has a gradient at 0, where entries are as large as the multiplier
+        most = ((falling - multiplier).relu() * rooms).sum(2, keepdim=True) + multiplier * radius
         steps = torch.minimum((radius - (used - rooms)).clamp(min=0), rooms)
         return most.squeeze(2), torch.zeros_like(steps).scatter(2, order, steps)
 
@@ -379,10 +383,17 @@ def _length(vectors: Float[Tensor, "*batch features"], order: float) -> Float[Te
     if order != 2:
         length = torch.linalg.vector_norm(vectors, order, dim=-1, keepdim=True)
         return length
-    # Entries below 1e-162 (in float32 1e-23) have squares of 0, and later weights may make up for it.
-    largest = vectors.detach().abs().amax(-1, keepdim=True)
-    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1)
+    scale = _scale(vectors)
     return scale * _norm(vectors / scale)
+
+
+def _scale(vectors: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch 1"]:
+    """The largest entry of every vector, or 1: measured in it, no square that matters is 0 or infinite.
+
+    Entries below 1e-162 (in float32 1e-23) have squares of 0, and later weights may make up for it.
+    """
+    largest = vectors.detach().abs().amax(-1, keepdim=True)
+    return torch.where((largest > 0) & largest.isfinite(), largest, 1)
 
 
 def _norm(vectors: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch 1"]:
