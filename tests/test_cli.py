@@ -1140,7 +1140,7 @@ def test_a_run_in_another_norm_is_certified_in_it(here):
     assert "is taken for l_inf: say --eps" in tightrope("certify", "l2", "--first", 2, "--norm", "inf").err
     assert_refused(tightrope("export", "l2", "--onnx", "a.onnx", "--vnnlib", "p"), "one in l_2", "give --eps")
     assert tightrope("report", "l2").code == 0
-    assert "0.1 in l_2" in Path("l2/report.html").read_text()
+    assert "0.1 (l2)" in Path("l2/report.html").read_text()
     refused = tightrope("train", *options[:5], "colt", *options[6:], "--norm", "2", "--out", "colt")
     assert_refused(refused, "colt trains on latent regions, which are there for l_inf")
 

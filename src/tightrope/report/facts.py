@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tightrope.report.read import Epoch, Run
-from tightrope.report.text import commit_text, date_text, duration_text, eps_text, number_text
+from tightrope.report.text import commit_text, date_text, duration_text, eps_text, norm_text, number_text
 from tightrope.train.schedules import last
 
 
@@ -15,7 +15,7 @@ def facts_of(run: Run) -> dict[str, str]:
     recipe: Mapping[str, Any] = run.recipe or {"method": {}}
     method = recipe["method"]
     data = [one.data for one in run.certificates] + [one.data for one in run.radii]
-    where = "" if recipe.get("norm", "inf") == "inf" else f" in l_{recipe['norm']}"
+    where = "" if recipe.get("norm", "inf") == "inf" else f" ({norm_text(recipe)})"
     tested = dict.fromkeys(eps_text(one.identity["eps"]) for one in run.certificates)
     parameters = _fact(run, "parameters")
     finished: Epoch | dict[str, Any] = run.epochs[-1] if run.epochs else {}
