@@ -29,8 +29,9 @@ def path_over(problem: Problem, boxes: Boxes, slope: LowerSlope) -> Seen:
     last = len(graph.nodes) - 1
     activations = ((i, graph.nodes[i].op) for i in boxes)
     kinks = {i: op for i, op in activations if isinstance(op, ReLU | LeakyReLU)}
-    own = boxes is not problem.bounds(Interval()).boxes
-    if own or len(kinks) < len(boxes) or region.norm != "inf":
+    tightened = boxes is not problem.bounds(Interval()).boxes
+    # A ball's first boxes are cut, so that its middle is not mapped to theirs: a bound would be wrong.
+    if tightened or len(kinks) < len(boxes) or region.norm != "inf":
         return path(graph, x, region, last, relax_all(graph, boxes, slope))[0]
     needed = {last}
     for i in range(last, 0, -1):
