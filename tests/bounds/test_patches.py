@@ -9,9 +9,8 @@ from torch import nn
 from tightrope.bounds import Interval, Problem
 from tightrope.bounds.backward import path
 from tightrope.bounds.linear import crown, fast_lin, relax_all
-from tightrope.bounds.patches import Patches, Window
+from tightrope.bounds.patches import NARROW, Patches, Window
 from tightrope.graph import trace
-from tightrope.graph.ops import NARROW
 from tightrope.region import REGIONS, Box
 from tightrope.spec import Spec
 

@@ -104,6 +104,10 @@ AFFINE = {
     "Conv2d, taps that read nothing but padding": Row(
         ops.Conv, lambda: nn.Conv2d(2, 3, 2, stride=9, padding=4), (2, 2, 2)
     ),
+    "Conv2d, the same of one channel": Row(
+        ops.Conv, lambda: nn.Conv2d(1, 3, 2, stride=9, padding=4), (1, 2, 2)
+    ),
+    "Conv2d, one channel": Row(ops.Conv, lambda: nn.Conv2d(1, 3, (2, 3), (2, 1), padding=1), (1, 5, 4)),
     "Conv2d, no bias": Row(ops.Conv, lambda: nn.Conv2d(2, 3, 3, bias=False), (2, 4, 5)),
     "Conv2d, padding": Row(ops.Conv, lambda: nn.Conv2d(2, 3, 3, padding=(1, 2)), (2, 3, 4)),
     "Conv2d, stride": Row(ops.Conv, lambda: nn.Conv2d(2, 3, (2, 3), stride=(2, 1)), (2, 5, 5)),

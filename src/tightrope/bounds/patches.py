@@ -17,10 +17,12 @@ from torch.nn import functional as F
 
 from tightrope.bounds.relax import Slopes, Step
 from tightrope.graph import Graph
-from tightrope.graph.ops import NARROW, BatchNorm, Conv, Dropout, Identity, Operator, Scale, Shift, spread
+from tightrope.graph.ops import BatchNorm, Conv, Dropout, Identity, Operator, Scale, Shift, spread
 from tightrope.region import Region
 
 Pair = tuple[int, int]
+NARROW = 8
+"""Input channels up to which `spread` beats `conv_transpose2d` on windows."""
 
 
 @dataclass(frozen=True)
