@@ -26,7 +26,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _once_differentiable(backward: Callable[P, R]) -> Callable[P, R]:
+def once_differentiable(backward: Callable[P, R]) -> Callable[P, R]:
     """Refuse second derivatives, some of which torch's decorator of this name leaves wrong in silence."""
 
     @wraps(backward)
@@ -123,7 +123,7 @@ class _Pull(torch.autograd.Function):
         return scaled(bend.unsqueeze(1)).addcmul_(rows, high.unsqueeze(1)), constant
 
     @staticmethod
-    @_once_differentiable
+    @once_differentiable
     def backward(ctx: Any, pulled: Tensor, constant: Tensor) -> tuple[Tensor | None, ...]:
         rows, positive, bend, high, gap = ctx.saved_tensors
         pulled = pulled.contiguous()  # laid out as the rows are: three operations read both
@@ -295,7 +295,7 @@ class _Chord(torch.autograd.Function):
         return slope, low.mul_(slope).neg_()
 
     @staticmethod
-    @_once_differentiable
+    @once_differentiable
     def backward(ctx: Any, for_slope: Tensor, for_offset: Tensor) -> tuple[Tensor, Tensor]:
         slope, unstable, by_width = ctx.saved_tensors
         along, aside = for_slope * by_width, for_offset * unstable
@@ -329,7 +329,7 @@ class _Adaptive(torch.autograd.Function):
         return high, gap
 
     @staticmethod
-    @_once_differentiable
+    @once_differentiable
     def backward(ctx: Any, for_high: Tensor, for_gap: Tensor) -> tuple[Tensor, Tensor, None]:
         high, low, half, by_width = ctx.saved_tensors
         along, aside = for_high * by_width, for_gap * half

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tightrope.bounds import Estimator, Interval
 from tightrope.bounds.pullback import Scheme
-from tightrope.bounds.relax import Slopes
+from tightrope.bounds.relax import Slopes, once_differentiable
 from tightrope.errors import InputError
 from tightrope.graph.ops import LeakyReLU, ReLU
 from tightrope.train.batch import Batch, Term
@@ -97,18 +98,68 @@ def tightness_r(scheme: Scheme) -> Term:
             op, step = batch.graph.nodes[i].op, pulled.steps[i]
             if not isinstance(op, ReLU | LeakyReLU) or not isinstance(step, Slopes):
                 raise InputError(f"tightness-r is about ReLU and LeakyReLU, not {type(op).__name__}")
-            lower, upper = (end.unsqueeze(1) for end in pulled.boxes[i])
-            slope, flattest = step.low.unsqueeze(1), op.slope if isinstance(op, LeakyReLU) else 0.0
-            z, counted = worst.entering[i], (lower < 0) & (upper > 0)
-            to_kink = torch.where(slope <= flattest, z.clamp(min=0), (-z).clamp(min=0))
-            to_kink = torch.where((slope > flattest) & (slope < 1), z.abs(), to_kink)
-            to_end = torch.minimum((z - lower).abs(), (z - upper).abs())
-            distance = torch.where(coefficients >= 0, to_kink, to_end)
-            total = total + torch.where(counted, distance, 0.0).flatten(2).sum(2)
+            lower, upper = pulled.boxes[i]
+            flattest = op.slope if isinstance(op, LeakyReLU) else 0.0
+            counted = (lower < 0) & (upper > 0)
+            leaves = (counted & (step.low > flattest), counted & (step.low < 1))
+            total = total + distance(worst.entering[i], coefficients, lower, upper, *leaves)
             unstable = unstable + counted.flatten(1).sum(1)
         return total.sum(1) / unstable.clamp(min=1)
 
     return term
+
+
+class _Distance(torch.autograd.Function):
+    """In a fifth of the time that autograd takes: masks are factors 0 and 1, for choices are slower."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, coefficients: Tensor, lower: Tensor, upper: Tensor, left: Tensor, right: Tensor
+    ) -> Tensor:
+        chord, high = torch.empty_like(z), torch.empty_like(z)
+        torch.lt(coefficients, 0, out=chord)
+        torch.gt(z, (lower + upper) / 2, out=high)
+        exact = torch.lerp(lower, upper, high).mul_(chord)
+        gap = torch.sub(z, exact, out=exact)
+        sign = gap.sign()
+        side = sign.clamp(-left, right)
+        sign = torch.lerp(side, sign, chord, out=side).mul_(torch.maximum(left, right))
+        at_ends = chord.mul_(sign)
+        ctx.save_for_backward(sign, at_ends, high.mul_(at_ends))
+        return gap.mul_(sign).sum(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, total: Tensor) -> tuple[Tensor | None, ...]:
+        sign, at_ends, at_upper = ctx.saved_tensors
+        for_ends, for_upper = (-total.unsqueeze(1) @ side for side in (at_ends, at_upper))
+        return sign * total.unsqueeze(2), None, for_ends - for_upper, for_upper, None, None
+
+
+def distance(
+    z: Float[Tensor, "batch rows *shape"],
+    coefficients: Float[Tensor, "batch rows *shape"],
+    lower: Float[Tensor, "batch *shape"],
+    upper: Float[Tensor, "batch *shape"],
+    left: Bool[Tensor, "batch *shape"],
+    right: Bool[Tensor, "batch *shape"],
+) -> Float[Tensor, "batch rows"]:
+    """How far `z` is from where the lines that its coefficients rest on meet the activation, summed up.
+
+    A negative coefficient rests on the upper line, which meets the activation at both ends of the box; any
+    other on the lower one, which meets it at 0.
+
+    Args:
+        z: what enters the activation.
+        coefficients: of what it yields.
+        lower: of the neurons' boxes.
+        upper: of the neurons' boxes.
+        left: where the lower line leaves the activation left of 0.
+        right: where it does right of 0; a neuron with neither does not count.
+    """
+    flat = (end.flatten(1).unsqueeze(1) for end in (lower, upper, left.to(z), right.to(z)))
+    total: Tensor = _Distance.apply(z.flatten(2), coefficients.flatten(2), *flat)
+    return total
 
 
 def relu_stability(boxes: Estimator, factor: float) -> Term:
