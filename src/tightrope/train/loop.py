@@ -30,7 +30,7 @@ from tightrope.files import (
 )
 from tightrope.graph import Graph
 from tightrope.graph.ops import BatchNorm
-from tightrope.memory import keep_freed
+from tightrope.memory import channels_innermost, keep_freed
 from tightrope.progress import Progress
 from tightrope.train.average import Average, AveragedNetwork, recompute_statistics
 from tightrope.train.batch import Batch
@@ -151,6 +151,7 @@ def train(
     graph.module.train()
     clean = partial(_inputs, examples, index, training.batch, seed)
     with torch.random.fork_rng(), _stop_requested() as stop, ExitStack() as held:
+        held.enter_context(channels_innermost(graph.module))
         state = method.begin(graph, len(examples))
         average = AveragedNetwork(training.average, graph.module)
         found: Checkpoint | None = None

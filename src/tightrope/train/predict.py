@@ -9,6 +9,7 @@ import time
 import torch
 
 from tightrope.graph import Graph, trace
+from tightrope.memory import channels_innermost
 from tightrope.train.average import recompute_statistics
 from tightrope.train.batch import Batch
 from tightrope.train.evaluate import HeldOut, evaluate
@@ -45,7 +46,7 @@ def predict_seconds(
     parts = [part for part in ((0.0, begin), (begin, finish), (finish, 1.0)) if part[0] < part[1]]
     per_example = 0.0
     for stage, (start, stop) in itertools.product(method.stages(copied), parts):
-        with frozen_upto(copied, stage.cut) as live:
+        with channels_innermost(copied.module), frozen_upto(copied, stage.cut) as live:
             trained = [p for p in copied.module.parameters() if p.requires_grad]
             optimiser = torch.optim.Adam(trained, 1e-9)
             progress, times = (start + stop) / 2, []

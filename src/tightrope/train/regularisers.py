@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from tightrope.bounds import Estimator, Interval
 from tightrope.bounds.pullback import Scheme
-from tightrope.bounds.relax import Slopes, once_differentiable
+from tightrope.bounds.relax import Slopes, channels_lie_innermost, once_differentiable
 from tightrope.errors import InputError
 from tightrope.graph.ops import LeakyReLU, ReLU
 from tightrope.train.batch import Batch, Term
@@ -157,7 +157,11 @@ def distance(
         left: where the lower line leaves the activation left of 0.
         right: where it does right of 0; a neuron with neither does not count.
     """
-    flat = (end.flatten(1).unsqueeze(1) for end in (lower, upper, left.to(z), right.to(z)))
+    of_neurons = [lower, upper, left.to(z), right.to(z)]
+    if channels_lie_innermost(z):
+        z, coefficients = z.movedim(2, -1), coefficients.movedim(2, -1)
+        of_neurons = [value.movedim(1, -1) for value in of_neurons]
+    flat = (value.flatten(1).unsqueeze(1) for value in of_neurons)
     total: Tensor = _Distance.apply(z.flatten(2), coefficients.flatten(2), *flat)
     return total
 
