@@ -174,6 +174,21 @@ def test_every_optimiser_resumes_exactly(run, reference, tmp_path, optimiser):
     assert_same_run(tmp_path, reference(**options))
 
 
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+def test_convolutions_whose_weights_are_laid_out_anew_resume_exactly(run, tmp_path, optimiser):
+    def module():
+        torch.manual_seed(0)
+        first, second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, stride=2)
+        return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+
+    options = {"method": "shi-ibp", "optimiser": optimiser, "weight_decay": 0.01}
+    run(tmp_path / "whole", module=module(), **options)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "parts", module=module(), stop=6, **options)
+    run(tmp_path / "parts", module=module(), resume=True, **options)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_saves_and_says_so(run, tmp_path, number):
     with pytest.raises(Interrupted) as stopped:
