@@ -202,7 +202,7 @@ class Conv(Affine):
         stride, padding, dilation = geometry
         reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
         within = all(p <= r for p, r in zip(padding, reach, strict=True))  # no tap reads nothing but padding
-        # `conv_transpose2d` takes two to three times as long to one channel, and less from three on.
+        # To one channel `conv_transpose2d` takes two to three times as long; from three on it is faster.
         if weight.ndim == 4 and weight.shape[1] == 1 and self.groups == 1 and within:
             pulled = spread(flat.permute(0, 2, 3, 1), weight, stride, dilation).permute(0, 3, 1, 2)
             (top, left), (height, width) = padding, shapes[0][1:]
