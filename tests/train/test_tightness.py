@@ -142,3 +142,27 @@ def test_both_share_the_backward_pass_of_the_robust_loss(batch, monkeypatch):
     ):
         term(b)
     assert len(calls) == 1
+
+
+def test_distances_and_their_gradients_do_not_depend_on_how_images_lie_in_memory():
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    z, coefficients = numbers(2, 3, 4, 5, 6), numbers(2, 3, 4, 5, 6)
+    ends = numbers(2, 4, 5, 6), numbers(2, 4, 5, 6).abs() + 1
+    counted = (ends[0] < 0) & (ends[1] > 0)
+    left, right = counted & (numbers(2, 4, 5, 6) > 0), counted
+    found = []
+    for lay in (torch.clone, lambda value: value.movedim(2, -1).contiguous().movedim(-1, 2)):
+        given = [lay(z).requires_grad_(), *(end.clone().requires_grad_() for end in ends)]
+        total = regularisers.distance(given[0], lay(coefficients), given[1], given[2], left, right)
+        found.append((total, *torch.autograd.grad((total * torch.arange(6).view(2, 3)).sum(), given)))
+    lower, upper, used = (value.unsqueeze(1) for value in (*ends, counted))
+    to_end = torch.minimum((z - lower).abs(), (z - upper).abs())
+    to_kink = right.unsqueeze(1) * z.clamp(min=0) + left.unsqueeze(1) * (-z).clamp(min=0)
+    by_hand = (used * torch.where(coefficients < 0, to_end, to_kink)).flatten(2).sum(2)
+    torch.testing.assert_close(found[0][0], by_hand)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
