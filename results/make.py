@@ -285,9 +285,10 @@ def sweep_page() -> str:
             "training on one CPU core. A method whose step costs seven plain steps gets a seventh of the "
             "epochs. Batch, optimiser and learning rate are the same for all; methods that train on bounds "
             "have the larger eps that the field trains at (0.2 for the test eps 0.1, 0.4 for 0.3), except "
-            "`diffai`, `wong-kolter` and the rows with an @EPS in their name; other options are each "
-            "method's defaults, but for `crown-ibp`'s loss fusion and the 10 projections of `wong-kolter` "
-            "([results/sweep.py](../results/sweep.py)).",
+            "`diffai`, `wong-kolter`, `colt`, `mat`, `maar` and the rows with an @EPS in their name; other "
+            "options are each method's defaults, but for `crown-ibp`'s loss fusion, the 10 projections of "
+            "`wong-kolter`, and what `colt`, `mat` and `maar` do to need less time: attacks of 4 steps, 10 "
+            "projections, and most epochs behind the input ([results/sweep.py](../results/sweep.py)).",
             width=110,
         ),
         "",

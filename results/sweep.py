@@ -44,6 +44,11 @@ COMMON: dict[str, Any] = {
         "lr": {"shape": "step", "start": 1e-3, "factor": 0.2, "at": [0.7, 0.9]},
     },
 }
+# Layer by layer in little time: short attacks, few projections, and most of the epochs behind the input.
+LAYERWISE: dict[str, Any] = {
+    "attack": {"steps": 4, "step": 0.5, "projections": 10},
+    "stages": {"lengths": [8, 3, 1]},
+}
 # What the field trains bounds at on MNIST, by test eps (methods.md, section 12).
 TRAIN_EPS = {0.1: 0.2, 0.3: 0.4}
 
@@ -71,6 +76,9 @@ def rows(eps: float) -> dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]
         "taps": (box, {}),
         "staps": (box, {}),
         "diffai": (test, {}),
+        "colt": (test | LAYERWISE, {}),
+        "mat": (test | LAYERWISE, {}),
+        "maar": (test | LAYERWISE, {}),
         f"ibp@{eps:g}": (test, {}),
         f"shi-ibp@{eps:g}": (test, {}),
         f"exp-ibp@{eps:g}": (test, {}),
