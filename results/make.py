@@ -315,24 +315,31 @@ def _sweeps() -> list[dict[str, Any]]:
 
 def _sweep_section(found: dict[str, Any]) -> list[str]:
     """The table of one test eps."""
+    rows = _by_name(found)
+    shares = {name: _shares(found, runs) for name, runs in rows.items()}
+    front = _front(shares)
+    best = [
+        f"`{name}` ({shares[name][2]:.1%} certified, {shares[name][0]:.1%} clean)"
+        for name in rows
+        if name in front
+    ]
     lines = [
         f"## Test eps {found['eps']:g}",
         "",
         f"![Clean, attacked and certified accuracy of each method](comparison-{found['eps']:g}.svg)",
         "",
         fill(
-            f"The picture has the rows of which more than {SHOWN:.0%} is certified. In bold: what no "
-            "other row matches in both clean and certified accuracy; which of them is best depends on what "
-            "the one is worth in terms of the other.",
+            f"Rows that no other one matches in both certified and clean accuracy, the most certified first: "
+            f"{', '.join(best)}. They are in bold below; which is best depends on what the one is worth in "
+            f"terms of the other. The picture has the rows of which more than {SHOWN:.0%} is certified.",
             width=110,
+            break_on_hyphens=False,
         ),
         "",
         "| method | train eps | clean | attacked | certified | undecided | by ibp | epochs "
         "| plain steps per step |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    rows = _by_name(found)
-    front = _front(found, rows)
     for name, runs in rows.items():
         counts = zip(*map(_counts, runs), strict=True)
         cells = " | ".join(_share(count, found["examples"]) for count in counts)
@@ -364,9 +371,8 @@ def _shares(found: dict[str, Any], runs: list[dict[str, Any]]) -> list[float]:
     return [sum(counts) / examples for counts in zip(*map(_counts, runs), strict=True)]
 
 
-def _front(found: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> set[str]:
+def _front(shares: dict[str, list[float]]) -> set[str]:
     """The rows that no other one equals or beats in both clean and certified accuracy."""
-    shares = {name: _shares(found, runs) for name, runs in rows.items()}
 
     def matched(name: str) -> bool:
         clean, _, certified, *_ = shares[name]
