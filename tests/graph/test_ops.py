@@ -89,6 +89,11 @@ AFFINE = {
     "a pixel": Row(ops.NonNegative, lambda: Fn(lambda _, x: x[:, :, 0, -1]), (2, 3, 4)),
     "a slice": Row(ops.NonNegative, lambda: Fn(lambda _, x: x[:, None, 1:, ::2]), (2, 3, 4)),
     "half of the channels": Row(ops.NonNegative, lambda: Fn(lambda _, x: x[:, : x.size(1) // 2]), (4, 3)),
+    "a chunk": Row(ops.NonNegative, lambda: Fn(lambda _, x: x.chunk(2, 1)[-1]), (5, 3)),
+    "a part by name": Row(
+        ops.NonNegative, lambda: Fn(lambda _, x: torch.split(x, [1, 3], dim=-2)[1]), (2, 4, 3)
+    ),
+    "one of all columns": Row(ops.NonNegative, lambda: Fn(lambda _, x: x.unbind(-1)[1]), (2, 3)),
     "the last column": Row(ops.NonNegative, lambda: Fn(lambda _, x: x[..., -1]), (2, 3, 4)),
     "Upsample": Row(ops.NonNegative, lambda: nn.Upsample(scale_factor=2), (2, 2, 3)),
     "Upsample, bilinear": Row(

@@ -61,6 +61,12 @@ def _add(value: Tensor, overwrite: Callable[[Tensor], Tensor]) -> Tensor:
     return value + overwrite(value)
 
 
+def _overwrite_a_part(value: Tensor) -> Tensor:
+    parts = value.chunk(3, 1)
+    parts[0].relu_()
+    return parts[0] + parts[1]
+
+
 def _drop_result(value: Tensor, overwrite: Callable[[Tensor], Tensor]) -> Tensor:
     overwrite(value)
     return value
@@ -370,7 +376,12 @@ class TestUnsupportedOperators:
             Fn(lambda s, x: s.w @ x, w=torch.ones(2, 2)),
             Fn(lambda s, x: x @ s.w, w=torch.ones(4)),
             Fn(lambda s, x: x @ x.t()),
-            Fn(lambda s, x: x.chunk(2, 1)[0]),
+            Fn(lambda s, x: x.chunk(2)[0]),
+            Fn(lambda s, x: x + x.unbind()[0]),
+            Fn(lambda s, x: torch.cat(x.chunk(2, 1), 1)),
+            Fn(lambda s, x: torch.cat(x.chunk(2, 1)[::-1], 1)),
+            Fn(lambda s, x: s.w.chunk(2)[0] + x, w=torch.ones(8)),
+            Fn(lambda s, x: x.tensor_split(2, 1)[0]),
             Fn(lambda s, x: x.flip(1)),
             Fn(lambda s, x: x.flip(0)),
             Fn(lambda s, x: torch.roll(x, 1, 0)),
@@ -413,8 +424,8 @@ class TestUnsupportedOperators:
         assert "cannot bound" in refusal(net, (1, 4, 4))
 
     def test_an_operator_with_several_results_is_named(self):
-        assert "chunk (function chunk): it yields several tensors" in refusal(
-            Fn(lambda s, x: x.chunk(2, 1)[0]), (4,)
+        assert "std_mean (function std_mean): it yields several tensors" in refusal(
+            Fn(lambda s, x: torch.std_mean(x, 1)[0]), (4,)
         )
 
     @pytest.mark.parametrize("where", ["forward", "before"])
@@ -528,6 +539,7 @@ class TestWhatTracingCannotSee:
             lambda s, x: _add(s.layer(x), lambda h: h.view(-1, 3).relu_()),
             lambda s, x: _drop_result(s.layer(x), torch.relu_),
             lambda s, x: _drop_result(x, torch.relu_),
+            lambda s, x: _overwrite_a_part(s.layer(x)),
         ],
     )
     def test_reading_a_value_after_it_was_overwritten_is_refused(self, forward):
@@ -854,6 +866,14 @@ class TestBadInput:
         check_training_mode(Told(4, 3), (4,))
         assert "exactly one input" in refusal(Keyword(4, 3), (4,))
 
+    def test_a_value_may_be_cut_into_parts(self):
+        def forward(s: Fn, x: Tensor) -> Tensor:
+            left, right = s.layer(x).chunk(2, dim=1)
+            total = sum(part.sum(1, keepdim=True) for part in x.split([1, 3], 1))
+            return torch.cat([right, left.relu(), total, x[:, : len(x.split(3, 1))]], 1)
+
+        assert_traced(Fn(forward, layer=nn.Linear(4, 6)), (4,))
+
     def test_shapes_may_be_counted_to(self):
         def forward(s: Fn, x: Tensor) -> Tensor:
             total = sum(x[:, i : i + 1] for i in range(x.shape[1]))
@@ -861,6 +881,7 @@ class TestBadInput:
 
         assert_traced(Fn(forward, layer=nn.Linear(3, 3)), (4,))
         assert "how many examples" in refusal(Fn(lambda s, x: x * float(x.shape[0])), (4,))
+        assert "how many examples" in refusal(Fn(lambda s, x: x.split(x.shape[0], 1)[0]), (4,))
         assert "NumPy array" in refusal(Fn(lambda s, x: x - np.ones(4)), (4,))
 
     @pytest.mark.parametrize(

@@ -41,7 +41,12 @@ class Call:
         sizes: set[fx.Node],
     ) -> None:
         self.node, self.values, self.constants, self.sizes = node, values, constants, sizes
-        self.shape: torch.Size = values[node].shape[1:]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of what the call yields, without the batch dimension."""
+        shape: torch.Size = self.values[self.node].shape
+        return shape[1:]
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by position or name; sizes that the probing pass computed become numbers."""
@@ -50,7 +55,7 @@ class Call:
         return fx.node.map_arg(value, self._known)
 
     def _known(self, n: fx.Node) -> Any:
-        if isinstance(self.values[n], Tensor):
+        if isinstance(self.values[n], Tensor) or n.target in CUTS:
             return n
         if n not in self.sizes:
             raise Unsupported(
@@ -326,6 +331,8 @@ def _moved(dims: tuple[int, ...]) -> Made:
 
 def _slice(call: Call) -> Made:
     value, index = call.input(), call.get(1, "")
+    if value.target in CUTS:
+        return _part(Call(value, call.values, call.constants, call.sizes), index)
     index = index if isinstance(index, tuple) else (index,)
     if not index:
         return None
@@ -341,6 +348,20 @@ def _slice(call: Call) -> Made:
     if not whole:
         raise Unsupported("it picks examples of the batch")
     return ops.NonNegative(partial(_pick, index=index))
+
+
+def _part(cut: Call, number: int) -> Made:
+    """One of the parts of a value that was cut along a dimension."""
+    value, parts = cut.input(), cut.values[cut.node]
+    dim = int(cut.told(CUTS[cut.node.target], "dim", 0)) % cut.values[value].ndim
+    if dim == 0:
+        raise Unsupported("it picks examples of the batch")
+    number %= len(parts)
+    index: int | slice = number
+    if parts[number].ndim == cut.values[value].ndim:
+        begin = sum(part.shape[dim] for part in parts[:number])
+        index = slice(begin, begin + parts[number].shape[dim])
+    return ops.NonNegative(partial(_pick, index=(*[slice(None)] * dim, index))), [value]
 
 
 def _pick(value: Tensor, index: tuple[Any, ...]) -> Tensor:
@@ -457,6 +478,8 @@ def _concatenate(call: Call) -> Made:
     call.refuse_others(2, "tensors", "dim")
     parts, dim = call.get(0, "tensors"), int(call.told(1, "dim", 0))
     dim = dim + len(call.shape) + 1 if dim < 0 else dim
+    if not isinstance(parts, tuple | list):
+        raise Unsupported("it joins parts that are not named one by one")
     if dim == 0 or not all(call.is_input(p) for p in parts):
         raise Unsupported("it joins along the batch, or joins constants")
     return ops.Concatenate(dim), list(parts)
@@ -566,6 +589,9 @@ METHODS: dict[str, CallRule] = {
     "clamp_min": _clamp_to("min"),
     "clamp_max": _clamp_to("max"),
 }
+
+CUTS: dict[Any, int] = {torch.chunk: 2, torch.split: 2, torch.unbind: 1, "chunk": 2, "split": 2, "unbind": 1}
+"""What cuts a value into a tuple of parts, and which argument says along which dimension."""
 
 _LOSS = "it changes no answer: return the logits that it is given, and leave it to the loss"
 ADVICE = dict.fromkeys(("Softmax", "LogSoftmax", "softmax", "log_softmax"), _LOSS)

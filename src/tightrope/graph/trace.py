@@ -26,6 +26,7 @@ from tightrope.graph import ops
 from tightrope.graph.graph import Graph, Node, evaluation
 from tightrope.graph.rules import (
     ADVICE,
+    CUTS,
     FUNCTIONS,
     METHODS,
     MODULES,
@@ -236,11 +237,11 @@ class _Tracer(fx.Tracer):
         return bool(self.steady(obj, bool))
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
-        """The entries of a shape."""
+        """The entries of a shape, or the parts of a value that was cut."""
         return (operator.getitem(obj, i) for i in range(self.length(obj)))
 
     def length(self, obj: fx.Proxy) -> int:
-        """How many dimensions a shape has."""
+        """How many dimensions a shape has, or into how many parts a value was cut."""
         return len(self.about_shapes(obj, _BATCH))
 
     def steady(self, obj: fx.Proxy, kind: Callable[[Any], Any] = lambda value: value) -> Any:
@@ -257,7 +258,8 @@ class _Tracer(fx.Tracer):
         for n in reversed(self.graph.nodes):
             rests_on.update(n.all_input_nodes if n in rests_on else ())
         calls = (n for n in rests_on - shapes if n.op in ("call_function", "call_method"))
-        if obj.node not in shapes or not all(_has_steady_shape(n, shapes) for n in calls):
+        known = obj.node in shapes or obj.node.target in CUTS
+        if not known or not all(_has_steady_shape(n, shapes) for n in calls):
             raise Unsupported("it branches on values, iterates over them or asks for their len()")
         return self._value(obj.node, batch)
 
@@ -288,7 +290,7 @@ def _has_steady_shape(n: fx.Node, shapes: set[fx.Node]) -> bool:
     """Whether the shape of what a call yields follows from the shapes of what it reads."""
     if n.target is operator.getitem:  # not `x[x > 0]`
         return shapes.issuperset(n.all_input_nodes[1:])
-    return n.target in FUNCTIONS or n.target in METHODS
+    return n.target in FUNCTIONS or n.target in METHODS or n.target in CUTS
 
 
 def _is_altered(module: nn.Module) -> bool:
@@ -327,16 +329,15 @@ def _probe(module: nn.Module, graph: fx.Graph, shape: torch.Size) -> tuple[dict[
         What every fx node yields, and the nodes that read a value which was overwritten in place.
     """
     values: dict[fx.Node, Any] = {}
-    versions: dict[fx.Node, int] = {}
+    versions: dict[fx.Node, list[int]] = {}
     stale: set[fx.Node] = set()
 
     class Recorder(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
-            if any(values[i]._version != versions[i] for i in n.all_input_nodes if i in versions):
+            if any(_versions(values[i]) != versions[i] for i in n.all_input_nodes):
                 stale.add(n)
             values[n] = super().run_node(n)
-            if isinstance(values[n], Tensor) and not values[n].is_inference():
-                versions[n] = values[n]._version
+            versions[n] = _versions(values[n])
             return values[n]
 
     like = _like(module)
@@ -348,6 +349,12 @@ def _probe(module: nn.Module, graph: fx.Graph, shape: torch.Size) -> tuple[dict[
             f"the network does not take inputs of shape {tuple(shape)}: {_reason(error)}"
         ) from error
     return values, stale
+
+
+def _versions(value: Any) -> list[int]:
+    """How often the tensors of a value were overwritten."""
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return [part._version for part in parts if isinstance(part, Tensor) and not part.is_inference()]
 
 
 def _reason(error: Exception) -> str:
@@ -383,6 +390,9 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any], s
         try:
             if not any(i in index for i in n.all_input_nodes):
                 raise Unsupported("it does not read the input; use parameters, buffers or parametrizations")
+            if n.target in CUTS and all(user.target is operator.getitem for user in n.users):
+                index[n] = index[Call(n, values, constants, numbers).input()]
+                continue  # its parts are taken from what it cuts
             if not isinstance(value, Tensor):
                 raise Unsupported("it yields several tensors")
             if value.shape[:1] != (_BATCH,):
@@ -545,7 +555,8 @@ def _check_same(module: nn.Module, fx_graph: fx.Graph, graph: Graph) -> None:
             expected = expected.view_as(got)
         if expected.shape != got.shape:
             raise UnsupportedOperatorError(
-                f"the module yields shape {tuple(expected.shape)}, its trace {tuple(got.shape)}"
+                f"of {len(x)} examples the module yields shape {tuple(expected.shape)}, its trace "
+                f"{tuple(got.shape)}: its forward depends on how many examples a batch has"
             )
         size, difference = (z.detach().abs().amax(1) for z in (expected, expected - got))
         allowed = 1e4 * torch.finfo(like.dtype).eps * size.clamp(min=1.0)
