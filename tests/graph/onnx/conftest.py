@@ -17,8 +17,8 @@ def array(*shape: int, dtype: str = "float32") -> np.ndarray:
     return RANDOM.normal(size=shape).astype(dtype)
 
 
-def node(op: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
-    return helper.make_node(op, inputs.split(), [output], name=f"the {output}", **attributes)
+def node(op: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), outputs.split(), name=f"the {outputs}", **attributes)
 
 
 def save(

@@ -165,6 +165,18 @@ NETS: dict[str, tuple[Shape, list[onnx.NodeProto], dict[str, np.ndarray]]] = {
         | {"from": ints(1, 0), "to": ints(2**31, -1), "axes": ints(1, -1), "steps": ints(2, 1)}
         | {"last": ints(-1)},
     ),
+    "parts": (
+        C3,
+        [
+            node("Split", "x sizes", "a b", axis=1),
+            node("Split", "b", "c d", axis=-1),
+            node("Add", "c d", "e"),
+            node("Flatten", "a", "f"),
+            node("Flatten", "e", "g"),
+            node("Concat", "f g", "y", axis=1),
+        ],
+        {"sizes": ints(1, 2)},
+    ),
     "one dimension": (
         [1, 2, 6],
         [
@@ -284,6 +296,12 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
         [node("Slice", "x f t a s", "y")],
         {"f": ints(-1), "t": ints(0), "a": ints(1), "s": ints(-1)},
         "only forward slices",
+    ),
+    "cut along the batch": ([node("Split", "x", "y z")], {}, "the whole batch"),
+    "cut into too many": (
+        [node("Split", "x s", "y z", axis=1)],
+        {"s": ints(1, 1, 1)},
+        "3 sizes for 2 outputs",
     ),
     "random": ([node("RandomNormal", "", "r", shape=[1]), node("Add", "x r", "y")], {}, "it is random"),
 }

@@ -232,6 +232,10 @@ class _Reader:
     def _step(self, node: Any, name: str, rule: Rule) -> None:
         call = Call(node, self.constants, self.values)
         module, output = rule(call), node.output[0]
+        if isinstance(module, list):
+            for i, (part, each) in enumerate(zip(module, node.output, strict=True)):
+                self.values[each] = self._add(f"{name}_{i}", part, call.inputs(), each)
+            return
         extra = [o for o in node.output[1:] if o]
         if extra and any(o in n.input for n in self.model.graph.node for o in extra):
             raise Unsupported("only its first output is supported")

@@ -55,6 +55,7 @@ class Call:
         from onnx import helper
 
         self.op_type: str = node.op_type
+        self.results = len(node.output)
         self._given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         self._names, self._constants, self._values = list(node.input), constants, values
 
@@ -166,7 +167,8 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Module:
 
 # -------------------------------------------------------------------------------------------- rules
 
-Rule = Callable[[Call], nn.Module | None]
+Rule = Callable[[Call], nn.Module | list[nn.Module] | None]
+"""A module for the one output, or one for each; None where the input is passed on."""
 
 
 def _plain(module: type[nn.Module]) -> Rule:
@@ -417,6 +419,22 @@ def _slice(call: Call) -> nn.Module:
     return _Of(partial(_part, index=tuple(index)))
 
 
+def _split(call: Call) -> list[nn.Module]:
+    value, sizes = call.value(0), call.list("split", 1)
+    dim = _dim(value, call.get("axis", 0))
+    if sizes is None:
+        size = -(-value.example[dim - 1] // call.results)  # of all but the last, which may be smaller
+        sizes = [size] * call.results
+    if len(sizes) != call.results:
+        raise Unsupported(f"it has {len(sizes)} sizes for {call.results} outputs")
+    ends = np.cumsum(sizes).tolist()
+    before = [slice(None)] * dim
+    return [
+        _Of(partial(_part, index=(*before, slice(end - size, end))))
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
 def _part(value: Value, index: tuple[slice, ...]) -> Value:
     return value[index]
 
@@ -524,6 +542,7 @@ RULES: dict[str, Rule] = {
     "Reshape": _reshape,
     "Sigmoid": _plain(nn.Sigmoid),
     "Slice": _slice,
+    "Split": _split,
     "Squeeze": _squeeze,
     "Sub": _arithmetic(operator.sub),
     "Tanh": _plain(nn.Tanh),
