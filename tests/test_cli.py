@@ -1154,7 +1154,7 @@ def test_a_radius_is_not_taken_for_another_norm_in_silence(here):
     ("option", "value", "said"),
     [
         ("--test-eps", 0.9, "is to be certified at 0.9"),
-        ("--set", "method.ramp.finish=0.6", "falls at 0.25 of the run, before the ramp of eps ends at 0.6"),
+        ("--set", "method.ramp.finish=0.6", "falls at 0.25 of the run, before eps has arrived at 0.6"),
         ("--set", "training.average={begin=0.01}", "training.average begins at 0.01 of the run, before"),
     ],
 )

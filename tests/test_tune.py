@@ -29,7 +29,7 @@ from markupsafe import Markup
 from tightrope.errors import DataError, InputError, RecipeError, TightropeError
 from tightrope.recipes import parse_recipe, read_recipe
 from tightrope.train import methods
-from tightrope.train.schedules import Course, Ramp
+from tightrope.train.schedules import Course, Ramp, Steps
 from tightrope.tune import study
 from tightrope.tune import trial as trials_module
 from tightrope.tune.ranges import Between, OneOf, read_ranges, size
@@ -215,6 +215,10 @@ def test_a_method_is_settled_when_neither_eps_nor_a_weight_moves():
     course = Course(begin=0.1, finish=0.6)
     assert settled(methods.METHODS["ibp"](eps=0.3, ramp=course)) == 0.6
     assert settled(methods.METHODS["pgd"](eps=Ramp(end=0.3, begin=0.0, finish=0.3))) == 0.3
+    assert settled(methods.METHODS["pgd"](eps=Steps(start=0.05, factor=2, at=(0.3, 0.7)))) == 0.7
+    slow = Ramp(start=1.0, end=0.0, begin=0.0, finish=0.9)
+    assert settled(methods.METHODS["crown-ibp"](eps=0.3, beta=slow, ramp=course)) == 0.9
+    assert settled(methods.METHODS["pgd"](eps=0.3)) == 0
     assert settled(methods.METHODS["colt"](eps=0.1)) == float("inf")
 
 

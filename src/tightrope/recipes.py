@@ -90,7 +90,8 @@ class Recipe(BaseModel):
         return tomli_w.dumps({key: value for key, value in content.items() if value != {}})
 
 
-# What the field's papers use, where a recipe does not say (methods.md, sections 1-4).
+# Where a recipe does not say: what the field's papers use (methods.md, sections 1-4), but for the layer-wise
+# methods, whose 900 epochs and more become 90 (docs/methods/colt.md).
 _ADVERSARIAL = Training(epochs=30, lr=Steps(start=1e-3, factor=0.1, at=(0.6, 0.85)))
 _MIXED = Training(epochs=70, batch=256, lr=Steps(start=5e-4, factor=0.2, at=(50 / 70, 60 / 70)), clip=10.0)
 _LAYERWISE = Training(

@@ -130,6 +130,15 @@ class TestMean:
             {k.removeprefix("model."): v for k, v in saved.items() if k.startswith("model.")}, raw[-1]
         )
 
+    def test_nor_do_attacks_at_statistics_that_are_recomputed(self, run, tmp_path):
+        """They look at the statistics of the network in training, not of the averaged one."""
+        attacked, kept = methods.sabr(eps=0.1, share=0.4, ramp=METHOD.eps.course()), []
+        for name, average in (("with", SWA), ("without", None)):
+            run(tmp_path / name, attacked, bn_statistics="recompute", average=average)
+            kept.append(weights(tmp_path / name, "checkpoint/last.safetensors"))
+        trained = [{k: v for k, v in each.items() if k.startswith("model.")} for each in kept]
+        assert same(*trained)
+
     def test_shared_weights_stay_shared(self):
         module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
         module[1].weight = module[0].weight
@@ -184,7 +193,7 @@ class TestWhatIsDoneWithIt:
             run(tmp_path, resume=True, average=EMA)
 
     def test_a_network_for_smaller_balls_in_the_mean_is_warned_about(self, run, tmp_path):
-        with pytest.warns(UserWarning, match=r"training\.average begins at 0\.3 .* ramp of eps ends at 0\.4"):
+        with pytest.warns(UserWarning, match=r"training\.average begins at 0\.3 .* eps has arrived at 0\.4"):
             run(tmp_path, average={"begin": 0.3}, epochs=1)
 
     def test_stages_that_train_different_layers_are_refused(self, run, tmp_path):

@@ -675,7 +675,7 @@ def test_a_learning_rate_that_falls_before_the_ramp_ends_is_warned_about(run, tm
     options = {"lr": Steps(start=0.01, at=(falls,)), "epochs": 1}
     if warned:
         with pytest.warns(
-            UserWarning, match=f"falls at {falls:.3g} of the run, before the ramp of eps ends at 0.5"
+            UserWarning, match=f"falls at {falls:.3g} of the run, before eps has arrived at 0.5"
         ):
             run(tmp_path, method, **options)
     else:

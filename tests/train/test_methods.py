@@ -13,7 +13,7 @@ import tomli_w
 import torch
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import HybridZonotope, Interval
+from tightrope.bounds import HybridZonotope, Intersect, Interval, Linear
 from tightrope.errors import InputError, RecipeError
 from tightrope.graph import trace
 from tightrope.recipes import build_method
@@ -249,6 +249,18 @@ def test_a_certified_method_that_ends_without_its_robust_term_is_refused(kappa, 
         InputError, match=f"ibp is a certified method, .* robust term ends with weight {ends}:"
     ):
         methods.ibp(eps=0.1, kappa=kappa)
+
+
+def test_a_network_trained_on_crown_ibp_to_the_end_is_measured_by_it():
+    assert METHODS["crown-ibp"](eps=0.1).engine == Interval()
+    engine = METHODS["crown-ibp"](eps=0.1, beta=0.5).engine
+    assert engine == Intersect(Linear("adaptive", "interval", sides="lower"), Interval())
+
+
+@pytest.mark.parametrize("name", ["advibp", "advcrown-ibp"])
+def test_moving_averages_forget(name):
+    with pytest.raises(InputError, match=r"beta2: .*less than 1"):
+        METHODS[name](eps=0.1, beta2=1.0)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,16 @@ def test_fusion_survives_bounds_whose_exponentials_overflow(batch):
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
+def test_an_attack_looks_at_the_statistics_from_before_the_batch_whatever_is_asked_first(batch, network):
+    points = []
+    for ask_first in (False, True):
+        b = batch(network(norm=True).train(), eps=0.1)
+        if ask_first:
+            _ = b.logits
+        points.append(b.attacked(one_step()))
+    assert torch.equal(*points)
+
+
 def test_adversarial_is_the_loss_at_the_attacked_point(batch):
     x, y = examples(5)
     b = batch(small_network(5, norm=False), eps=0.1, x=x, y=y)

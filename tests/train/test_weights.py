@@ -134,11 +134,15 @@ def test_examples_count_by_whether_intervals_certify_them_where_the_loss_mixes_b
         torch.testing.assert_close(margins(b), IBP(b))
 
 
-def test_while_there_is_no_radius_nothing_is_learned(network, batch):
-    radii = AutoEps(0.15)
-    state = radii.begin(12)
-    radii.learn(batch(network(), eps=0.0, index=torch.arange(12), state=state), IBP)
-    assert (state["eps.offsets"] == 0).all()
+def test_an_offset_is_the_same_whether_the_rest_of_the_batch_has_a_radius_or_not(network, batch):
+    radii, module = AutoEps(0.15), network()
+    alone, beside = radii.begin(12), radii.begin(12)
+    for state, eps in ((alone, torch.zeros(12)), (beside, torch.tensor([0.0] * 11 + [0.1]))):
+        state["eps.offsets"][:] = 0.12
+        radii.learn(batch(module, eps=eps, index=torch.arange(12), state=state), IBP)
+    torch.testing.assert_close(alone["eps.offsets"][:11], beside["eps.offsets"][:11])
+    right = module(batch(module).x).argmax(1) == batch(module).y
+    assert ((alone["eps.offsets"] == 0) == right).all()
 
 
 def test_offsets_are_learned_from_the_bounds_of_before_the_step(network, batch):

@@ -113,9 +113,18 @@ class Graph:
         ops = (node.op for node in self.nodes)
         return any(isinstance(op, BatchNorm) and op.statistics is None and op.module.training for op in ops)
 
-    def frozen(self) -> Graph:
-        """The graph in evaluation, whatever the module's mode: running statistics, no dropout."""
+    def frozen(self, copied: bool = False) -> Graph:
+        """The graph in evaluation, whatever the module's mode: running statistics, no dropout.
+
+        Args:
+            copied: keep the statistics as they are now, while the module's may go on to move.
+        """
         nodes = [node if node.op is None else replace(node, op=node.op.frozen()) for node in self.nodes]
+        if copied:
+            nodes = [
+                replace(node, op=node.op.copied()) if isinstance(node.op, BatchNorm) else node
+                for node in nodes
+            ]
         return replace(self, nodes=_fold_batch_norms(nodes))
 
     def upto(self, node: int) -> Graph:

@@ -309,6 +309,11 @@ class BatchNorm(Affine):
             )
         return replace(self, statistics=(mean, var))
 
+    def copied(self) -> BatchNorm:
+        """The operator at its present statistics, which will not move."""
+        mean, var = self._fixed()
+        return replace(self, statistics=(mean.clone(), var.clone()))
+
     def _fixed(self) -> Statistics:
         if self.statistics is not None:
             return self.statistics

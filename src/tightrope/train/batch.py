@@ -129,7 +129,14 @@ class Batch:
             yield part
 
     @cached_property
+    def evaluated(self) -> Graph:
+        """The network in evaluation, at the statistics from before this batch: what attacks look at."""
+        return self.graph.frozen(copied=True)
+
+    @cached_property
     def _clean(self) -> tuple[Tensor, Graph]:
+        if self.graph.has_batch_statistics():
+            _ = self.evaluated  # before they move
         return self.graph.run(self.x)
 
     @property
@@ -204,10 +211,10 @@ class Batch:
         return self._worst[scheme]
 
     def attacked(self, attack: Pgd) -> Float[Tensor, "batch *shape"]:
-        """The inputs after an attack on the network at its running statistics."""
+        """The inputs after an attack on the `evaluated` network."""
         if attack not in self._attacked:
-            network = self.graph.frozen()
-            self._attacked[attack] = attack(network, self.x, self.y, self.region, self.generator)
+            found = attack(self.evaluated, self.x, self.y, self.region, self.generator)
+            self._attacked[attack] = found
         return self._attacked[attack]
 
     def moved(self, attack: Pgd, fixed: bool = False) -> Float[Tensor, "batch classes"]:
@@ -217,8 +224,8 @@ class Batch:
         running statistics, half those of attacked inputs, would fit neither.
         """
         if (attack, fixed) not in self._moved:
-            network = self.fixed if fixed else self.graph
-            self._moved[attack, fixed] = network.run(self.attacked(attack))[0]
+            point = self.attacked(attack)
+            self._moved[attack, fixed] = (self.fixed if fixed else self.graph).run(point)[0]
         return self._moved[attack, fixed]
 
     def small(self, attack: Pgd | None, share: float) -> Problem:
@@ -262,7 +269,7 @@ class Batch:
         """The logits at a point of a node's latent region that an attack found."""
         if (search, node) not in self._inside:
             latent = Latent.over(self.fixed, self.x, self.region, node, self.boxes(search.boxes, node))
-            network = latent.on(self.graph.frozen())
+            network = latent.on(self.evaluated)
             noise = search.attack(network, latent.still, self.target(search), NOISE, self.generator)
             self._inside[search, node] = latent.run(noise)[0]
         return self._inside[search, node]

@@ -38,7 +38,7 @@ from tightrope.train.checkpoint import Checkpoint, Progressed, derive_seed, read
 from tightrope.train.combine import Total
 from tightrope.train.evaluate import HeldOut, evaluate, verified_error
 from tightrope.train.methods import Method
-from tightrope.train.schedules import Number, Ramp, Real, Steps, Whole, at, first_drop, last
+from tightrope.train.schedules import Number, Real, Steps, Whole, at, first_drop, last, settles
 from tightrope.train.stages import Stage, frozen_upto
 from tightrope.train.step import train_step
 
@@ -224,9 +224,11 @@ def train(
                     progress.advance()
                     if ends:
                         check()
+                        began = time.perf_counter()
+                        if training.bn_statistics == "recompute":
+                            recompute_statistics(live, clean())
                         with average.in_place() as averaged:
-                            began = time.perf_counter()
-                            if averaged or training.bn_statistics == "recompute":
+                            if averaged:
                                 recompute_statistics(live, clean())
                             done.seconds += time.perf_counter() - began
                             record = _epoch_record(graph, held_out, test_eps, done, now, averaged)
@@ -430,17 +432,18 @@ def _forget_epochs_after(metrics: Path, step: int, per_epoch: int) -> None:
 
 def warn_of_schedules(method: Method, training: Training) -> None:
     """Warn of schedules that probably do not go together as they are meant to."""
-    if isinstance(method.eps, Ramp) and first_drop(training.lr) < method.eps.finish:
+    arrived = settles(method.eps)
+    if first_drop(training.lr) < arrived:
         warnings.warn(
-            f"the learning rate falls at {first_drop(training.lr):.3g} of the run, before the ramp of eps "
-            f"ends at {method.eps.finish:.3g}: the network will hardly learn the full radius",
+            f"the learning rate falls at {first_drop(training.lr):.3g} of the run, before eps has arrived at "
+            f"{arrived:.3g}: the network will hardly learn the full radius",
             stacklevel=5,
         )
     average = training.average
-    if average is not None and isinstance(method.eps, Ramp) and average.begin < method.eps.finish:
+    if average is not None and average.begin < arrived:
         warnings.warn(
-            f"training.average begins at {average.begin:.3g} of the run, before the ramp of eps ends at "
-            f"{method.eps.finish:.3g}: the mean takes in networks that were trained for smaller balls",
+            f"training.average begins at {average.begin:.3g} of the run, before eps has arrived at "
+            f"{arrived:.3g}: the mean takes in networks that were trained for smaller balls",
             stacklevel=5,
         )
 

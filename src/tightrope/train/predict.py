@@ -64,7 +64,7 @@ def predict_seconds(
     if training.average is not None or training.bn_statistics == "recompute":
         began = time.perf_counter()
         recompute_statistics(copied, [x])
-        first = 0.0 if training.average is None else training.average.begin
-        share = 1.0 if training.bn_statistics == "recompute" else 1 - first
-        per_example += share * (time.perf_counter() - began) / count
+        averaged = 0.0 if training.average is None else 1 - training.average.begin
+        times_an_epoch = averaged + (training.bn_statistics == "recompute")
+        per_example += times_an_epoch * (time.perf_counter() - began) / count
     return training.epochs * (examples * per_example + measured)

@@ -27,6 +27,7 @@ def parse_number(value: Any) -> Any:
 
 Real = Annotated[float, BeforeValidator(parse_number), Field(allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1)]
+Decay = Annotated[float, BeforeValidator(parse_number), Field(ge=0, lt=1)]
 Positive = Annotated[Real, Field(gt=0)]
 NotNegative = Annotated[Real, Field(ge=0)]
 Whole = Annotated[int, BeforeValidator(parse_number)]
@@ -166,6 +167,13 @@ def first_drop(number: float | Ramp | Steps) -> float:
     if isinstance(number, Steps) and number.factor < 1:
         return min(number.at, default=1.0)
     return number.begin if isinstance(number, Ramp) and number.end < number.start else 1.0
+
+
+def settles(number: float | Ramp | Steps) -> float:
+    """Share of the run after which a schedule does not move any more; 0 if it never does."""
+    if isinstance(number, Steps):
+        return max(number.at, default=0.0)
+    return number.finish if isinstance(number, Ramp) and number.start != number.end else 0.0
 
 
 def _smooth(done: float, middle: float = 0.25, exponent: int = 4) -> float:

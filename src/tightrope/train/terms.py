@@ -39,7 +39,7 @@ def adversarial(attack: Pgd, warm: Ramp | None = None, fixed: bool = False) -> T
     def term(batch: Batch) -> Float[Tensor, "batch"]:
         if warm is not None and batch.progress < warm.finish:
             region = batch.region.with_eps(warm(batch.progress))
-            point = attack(batch.graph.frozen(), batch.x, batch.y, region, batch.generator)
+            point = attack(batch.evaluated, batch.x, batch.y, region, batch.generator)
             network = batch.fixed if fixed else batch.graph
             return F.cross_entropy(network.run(point)[0], batch.y, reduction="none")
         if batch.still:

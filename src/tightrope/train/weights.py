@@ -43,7 +43,7 @@ def by_attack(alpha: float, attack: Pgd) -> Weigh:
 
     @torch.no_grad()
     def weigh(batch: Batch, margins: Margins) -> Float[Tensor, "batch"]:  # noqa: ARG001
-        logits = batch.graph.frozen().run(batch.attacked(attack))[0]
+        logits = batch.evaluated.run(batch.attacked(attack))[0]
         return torch.exp(-alpha * _confidence(logits, batch.y))
 
     return weigh
@@ -58,7 +58,7 @@ def by_steps(lam: float, attack: Pgd) -> Weigh:
     @torch.no_grad()
     def weigh(batch: Batch, margins: Margins) -> Float[Tensor, "batch"]:  # noqa: ARG001
         needed = (
-            attack.steps_needed(batch.graph.frozen(), batch.x, batch.y, batch.region, batch.generator)
+            attack.steps_needed(batch.evaluated, batch.x, batch.y, batch.region, batch.generator)
             / attack.steps
         )
         return (1 + torch.tanh(lam + 5 * (1 - 2 * needed))) / 2
@@ -88,7 +88,13 @@ class AutoEps:
         return (eps - state["eps.offsets"][index.cpu()]).clamp(min=0)
 
     def learn(self, batch: Batch, margins: Margins) -> None:
-        """See `Radii`. While there is no radius, there is nothing to learn."""
-        if batch.index is not None and not batch.still:
-            offsets = self.largest * (-confidence(batch, margins)).clamp(min=0)
+        """See `Radii`."""
+        if batch.index is not None:
+            margin = confidence(batch, _clean_margins if batch.still else margins)
+            offsets = self.largest * (-margin).clamp(min=0)
             batch.state["eps.offsets"][batch.index.cpu()] = offsets.cpu().float()
+
+
+def _clean_margins(batch: Batch) -> Float[Tensor, "batch classes"]:
+    """What bounds come to where the region is a point, at the cost of nothing."""
+    return batch.margins

@@ -17,7 +17,8 @@ from tightrope.data import as_source, load
 from tightrope.errors import DivergedError, FileError, InputError, TightropeError
 from tightrope.files import check_line, locked, read_json, read_lines, to_json, write_atomically
 from tightrope.recipes import parse_recipe
-from tightrope.train import Interrupted, Method, Ramp
+from tightrope.train import Interrupted, Method
+from tightrope.train.schedules import settles
 from tightrope.tune.ranges import Value
 
 CHECKS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -172,15 +173,19 @@ def _wait_for(folder: Path) -> None:
 
 
 def settled(method: Method) -> float:
-    """Share of a run after which neither eps nor a weight moves any more; infinite for layer by layer.
+    """Share of a run after which neither eps nor a weight, or the share of a relaxation, moves any more.
+
+    Infinite for layer by layer.
 
     Before it, accuracies say little of how a run ends: certified accuracy rises with the ramp, clean accuracy
     falls. Stages of a run that goes layer by layer cannot be compared at all.
     """
     if method.layerwise is not None:
         return math.inf
-    numbers = (method.eps, *(loss.weight for loss in method.losses))
-    return max((number.finish for number in numbers if isinstance(number, Ramp)), default=0.0)
+    numbers = [method.eps, *(loss.weight for loss in method.losses)]
+    if method.relaxation is not None:
+        numbers.append(method.relaxation.presence)
+    return max(map(settles, numbers))
 
 
 def due(epoch: int, epochs: int, after: float) -> float | None:

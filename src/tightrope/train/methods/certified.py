@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tightrope.bounds import HybridZonotope, Interval, Linear
+from tightrope.bounds import HybridZonotope, Intersect, Interval, Linear
 from tightrope.bounds.projected import Projected
 from tightrope.bounds.pullback import Scheme
 from tightrope.bounds.relax import LowerSlope
@@ -88,7 +88,8 @@ def crown_ibp(
     if not all(0 <= share <= 1 for share in (beta.start, beta.end)):
         raise InputError(f"crown-ibp: beta is a share and must lie in [0, 1], got {beta}")
     losses = (Loss("natural", kappa, terms.natural), crown_ibp_loss(rest(kappa), beta, fusion))
-    return Method("crown-ibp", eps, losses, relaxation=Relaxation(terms.CROWN_IBP, beta))
+    engine = Intersect(Linear("adaptive", "interval", sides="lower"), Interval()) if beta.end else Interval()
+    return Method("crown-ibp", eps, losses, engine=engine, relaxation=Relaxation(terms.CROWN_IBP, beta))
 
 
 @published(METHODS)

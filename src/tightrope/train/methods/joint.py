@@ -20,7 +20,7 @@ from tightrope.train.methods.base import (
     robust_loss,
 )
 from tightrope.train.objective import Loss
-from tightrope.train.schedules import Course, Number, NumberOrRamp, Ramp, Share, Steps, last
+from tightrope.train.schedules import Course, Decay, Number, NumberOrRamp, Ramp, Share, Steps, last
 
 
 @published(METHODS)
@@ -28,8 +28,8 @@ def advibp(
     eps: Number,
     combiner: Literal["bisector", "total"] = "bisector",
     threshold: NumberOrRamp = 0.02,
-    beta1: Share = 0.9,
-    beta2: Share = 0.999,
+    beta1: Decay = 0.9,
+    beta2: Decay = 0.999,
     clean: Share = 0.01,
     ramp: Course = Course(begin=0.05, finish=0.3),
 ) -> Method:
@@ -56,8 +56,8 @@ def advcrown_ibp(
     eps: Number,
     combiner: Literal["bisector", "total"] = "bisector",
     threshold: NumberOrRamp = 0.02,
-    beta1: Share = 0.9,
-    beta2: Share = 0.999,
+    beta1: Decay = 0.9,
+    beta2: Decay = 0.999,
     clean: Share = 0.01,
     fusion: bool = False,
     ramp: Course = Course(begin=0.05, finish=0.3),
