@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import tightrope as tr
-from tightrope import cli
+from tightrope import checker, cli
 from tightrope.data import load
 from tightrope.errors import InputError
 from tightrope.targets import make_model
@@ -22,6 +22,7 @@ from torch import nn
 def dense(): return nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 def conv():
     return nn.Sequential(nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+def steep(): return nn.Sequential(nn.Flatten(), nn.Linear(4, 1), nn.Linear(1, 2)).double()
 def smooth(): return nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 2))
 """
 
@@ -49,10 +50,10 @@ def command(*arguments):
     return done.exit_code, done.stdout, done.stderr
 
 
-def certified(name="dense", out="c.jsonl"):
+def certified(name="dense", out="c.jsonl", eps="0.02"):
     weights = f"{name}.safetensors"
     return command(
-        "certify", f"nets:{name}", "--weights", weights, "--data", "data.npz", "--eps", "0.02",
+        "certify", f"nets:{name}", "--weights", weights, "--data", "data.npz", "--eps", eps,
         "--certificates", "--out", out,
     )  # fmt: skip
 
@@ -78,6 +79,32 @@ class TestWhatItIsComparedWith:
         assert result.rejected == (
             {"index": None, "reason": "the stored network is not the one in nets:dense"},
         )
+
+    def test_what_is_nearly_the_network_proves_nothing(self, here):
+        """A share of 1e-12 of large weights, which cancel in the end, would turn the answers."""
+        weights = {
+            "1.weight": [[40.0, 0.0, 0.0, 0.0]],
+            "1.bias": [1e13],
+            "2.weight": [[1.0], [0.0]],
+            "2.bias": [-1e13 - 18, 0.0],
+        }
+        tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in weights.items()}
+        save_file(tensors, "steep.safetensors")
+        x, y = np.full((20, 1, 2, 2), 0.5, np.float32), np.arange(20) % 2
+        np.savez("data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+        certified("steep", eps="0.1")
+        files = Files.read(here / "c.jsonl")
+        record = next(record for record in files.records if record["status"] == "falsified")
+        (bias,) = (value for value in files.network[0].values() if value.tolist() == [1e13])
+        bias *= 1 + 9e-13
+        files.set(record, status="robust", stage="ibp", margin=1e-3, witness=None, proof={"rule": "ibp"})
+        record["certificate"]["proof"] = "ibp"
+        files.write(here / "c.jsonl", sealed=True)
+        assert checker.recheck(here / "c.jsonl")["robust"] == 1  # of the network stored there
+        result = tr.recheck("c.jsonl")
+        assert result.accepted["robust"] == 0
+        assert "only proved to exceed -2" in result.rejected[0]["reason"]
+        assert result.compared[0] == "the network is that of nets:steep"
 
     def test_a_network_of_another_kind_is_not_the_one_that_was_certified(self, here):
         certified()
@@ -212,3 +239,29 @@ class TestCommand:
             with pytest.raises(InputError) as error:
                 command("recheck", path)
             assert error.value.exit_code == 2
+
+    def test_exit_status_2_where_the_certificates_are_left_behind(self, here):
+        certified()
+        (here / "c.certificates").rename("elsewhere")
+        with pytest.raises(InputError, match=r"the folder c\.certificates, which is to be beside it"):
+            command("recheck", "c.jsonl")
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"identity": None}, "does not say of what"),
+            ({"format": "tightrope-certify/2"}, "its format is 'tightrope-certify/2'"),
+            ({"format": None}, "its format is None"),
+        ],
+    )
+    def test_exit_status_2_where_the_header_is_another(self, here, change, said):
+        certified()
+        header, rest = (here / "c.jsonl").read_text().split("\n", 1)
+        (here / "c.jsonl").write_text(json.dumps(json.loads(header) | change) + "\n" + rest)
+        with pytest.raises(InputError, match=said):
+            command("recheck", "c.jsonl")
+
+    def test_exit_status_2_where_brackets_never_close(self, here):
+        (here / "c.jsonl").write_text("[" * 100_000)
+        with pytest.raises(InputError, match="damaged"):
+            command("recheck", "c.jsonl")

@@ -220,6 +220,14 @@ class TestMinimise:
         assert torch.equal(kind(0.1).minimise(pixels(2, 4), rows), torch.zeros(2, 1, dtype=torch.float64))
 
     @each_region
+    def test_an_entry_without_a_coefficient_does_not_matter_wherever_it_lies(self, kind):
+        """Windows that stick out of an image see zeros there, which the domain need not hold."""
+        region = kind(0.6, (-2.0, -1.0))
+        x, rows = torch.tensor([[-1.5, -1.2]]), torch.tensor([[[1.0, -2.0], [-0.5, 0.3]]])
+        padded = [torch.nn.functional.pad(value, (1, 2)) for value in (x, rows)]
+        torch.testing.assert_close(region.descend(*padded), region.descend(x, rows))
+
+    @each_region
     @pytest.mark.parametrize("scale", [1.2e-162, 1e-170, 1e-300])
     @pytest.mark.parametrize("eps", [1e-7, 0.1])
     def test_the_squares_of_small_rows_are_not_missing(self, kind, scale, eps):

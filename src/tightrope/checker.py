@@ -21,6 +21,7 @@ import numpy as np
 from safetensors.numpy import load
 
 FORMAT = "tightrope-certificate/1"
+VERDICTS = "tightrope-certify/1"
 UNIT = 2.0**-53  # unit roundoff
 TINY = 2.0**-960  # no size counts as less: a share of it is more than what any sum loses to underflow
 FLOOR = 1e-7  # what a bound must exceed
@@ -481,18 +482,23 @@ class Batch:
         check(network, self.header, claim, self.x[k : k + 1], stored, record["witness"])
 
 
-def recheck(path: Path) -> Json:
+def recheck(path: Path, content: bytes | None = None) -> Json:
     """Check every verdict of a file: counts, and why those that are not accepted are rejected.
 
+    `content` is that of a file with a network, about which it is to be proved instead of the stored one.
     A ValueError says that it is no such file.
     """
     try:
         header, *records = (json.loads(line) for line in path.read_text().split("\n") if line)
         about, identity = header["certificates"], header["identity"]
+        require(header["format"] == VERDICTS, f"its format is {header['format']!r}, not {VERDICTS}")
+        require(isinstance(identity, dict), "it does not say of what")
         require("none" not in about, about.get("none"))
         folder, expected = path.parent / Path(about["folder"]).name, range(header["examples"])
         require(all(isinstance(record, dict) for record in records), "a line holds no verdict")
-    except (RejectedError, ValueError, LookupError, TypeError, AttributeError) as error:
+        stored = folder / "network.safetensors"
+        require(content or stored.is_file(), f"they lie in the folder {folder.name}, which is to be beside it")
+    except (RejectedError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = error if isinstance(error, RejectedError) else "damaged, or not from certify --certificates"
         raise ValueError(f"{path} holds no certificates ({reason})") from None
     counts, rejected = dict.fromkeys((*STATUSES, "without_certificate"), 0), list[Json]()
@@ -503,7 +509,7 @@ def recheck(path: Path) -> Json:
             require(type(index) is int and index >= 0, f"{index!r} is not the index of an example")
             require(index not in seen, "the example stands there twice")
             seen.add(index)
-            network = network or Network(contents(folder / "network.safetensors", identity["certificates"]))
+            network = network or Network(content or contents(stored, identity["certificates"]))
             key = folder / Path(record["certificate"]["file"]).name, record["certificate"]["sha256"]
             if key not in batches:
                 batches = {key: Batch(*key, identity)}
@@ -511,8 +517,7 @@ def recheck(path: Path) -> Json:
             unproved = record["status"] == "robust" and record["certificate"]["proof"] is None
             counts["without_certificate" if unproved else record["status"]] += 1
         except Exception as error:  # whatever it is, the claim was not checked
-            reason = str(error) if isinstance(error, RejectedError) else repr(error)
-            rejected.append({"index": record.get("index"), "reason": reason})
+            rejected.append({"index": record.get("index"), "reason": reason_of(error)})
         if done % 100 == 99 or done == len(records) - 1:
             print(f"recheck: {done + 1} of {len(records)} examples", file=sys.stderr)
     reason = "it has no verdict: the file was cut off, or is not finished (certify --resume)"
@@ -521,6 +526,15 @@ def recheck(path: Path) -> Json:
     region = {key: identity.get(key) for key in ("eps", "norm", "domain")}
     accepted = sum(counts[status] for status in STATUSES)
     return {"examples": len(records), **region, "accepted": accepted, **counts, "rejected": rejected}
+
+
+def reason_of(error: Exception) -> str:
+    """What to say of an error."""
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return str(error) if isinstance(error, RejectedError) else f"damaged: {error!r}"
 
 
 def summary(report: Json) -> str:

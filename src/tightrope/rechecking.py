@@ -18,9 +18,9 @@ from tightrope.errors import InputError
 from tightrope.files import read_lines
 from tightrope.graph import recast, trace
 from tightrope.targets import load_target
-from tightrope.verify.certificates import UnknownError, export
+from tightrope.verify.certificates import Program, UnknownError, export
 
-SAME = 1e-12  # by which share weights may differ that are computed anew: those with BatchNorm folded in
+ALIKE = 1e-12  # by which share weights that are computed anew may differ: those with BatchNorm folded in
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,21 @@ def recheck(path: Path | str) -> Recheck:
     except ValueError as error:
         raise InputError(str(error)) from None
     header, *records = (json.loads(line) for line in read_lines(path) if line)
-    folder = path.parent / Path(header["certificates"]["folder"]).name
-    rejected, compared = list(report["rejected"]), list[str]()
-    left_out = {entry["index"] for entry in rejected}
-    accepted = {record["index"]: record for record in records if record["index"] not in left_out}
+    folder, compared, another = path.parent / Path(header["certificates"]["folder"]).name, list[str](), None
     try:
-        compared.append(_compare_network(header, folder))
+        place, program = _compare_network(header, folder)
+        compared.append(f"the network is that of {place}")
+        if program is not None:  # what is proved is proved of the target's own
+            report = checker.recheck(path, program.content())
     except checker.RejectedError as error:
-        accepted, rejected = {}, [{"index": None, "reason": str(error)}]
+        another = {"index": None, "reason": str(error)}
     except InputError as error:
         compared.append(f"checked against the network stored in the certificates; NOT compared: {error}")
+    rejected = [another] if another else list(report["rejected"])
+    left_out = {entry["index"] for entry in rejected}
+    accepted = {record["index"]: record for record in records if record["index"] not in left_out}
+    if another:
+        accepted = {}
     try:
         for index, reason in _compare_data(header, folder, list(accepted.values())):
             rejected.append({"index": index, "reason": reason})
@@ -98,8 +103,11 @@ def _is_bare(record: dict[str, Any]) -> bool:
     return record["status"] == "robust" and record["certificate"]["proof"] is None
 
 
-def _compare_network(header: dict[str, Any], folder: Path) -> str:
+def _compare_network(header: dict[str, Any], folder: Path) -> tuple[str, Program | None]:
     """Compare the stored network with the one that the file of verdicts names.
+
+    Returns:
+        Where that one is, and the network itself unless they are the same to the last bit.
 
     Raises:
         RejectedError: if they differ, or the stored one is damaged.
@@ -113,31 +121,42 @@ def _compare_network(header: dict[str, Any], folder: Path) -> str:
     if (folder.parent / "model.safetensors").is_file():  # a run may have been moved, with all that is in it
         places.insert(0, (str(folder.parent), None))
     for place, its_weights in places:
-        if _is_network_of(place, its_weights, header, folder):
-            return f"the network is that of {place}"
+        program, stored = _exported(place, its_weights, header, folder)
+        if _agree(program, stored, 0.0):
+            return place, None
+        if _agree(program, stored, ALIKE):
+            return place, program
     raise checker.RejectedError(f"the stored network is not the one in {target}")
 
 
-def _is_network_of(target: str, weights: Path | None, header: dict[str, Any], folder: Path) -> bool:
-    """Whether the stored network is a TARGET's."""
+def _exported(
+    target: str, weights: Path | None, header: dict[str, Any], folder: Path
+) -> tuple[Program, Program]:
+    """A TARGET's network as the checker reads it, and the stored one."""
     loaded = load_target(target, weights)
     try:
         content = checker.contents(folder / "network.safetensors", header["identity"]["certificates"])
-        stored, program = checker.unpack(content)
-        shape = tuple(program["nodes"][0]["shape"])
-        now = export(recast(trace(loaded.taking(shape), shape), torch.float64))
+        tensors, program = checker.unpack(content)
+        stored = Program(program["nodes"], tensors)
+        shape = tuple(stored.nodes[0]["shape"])
+        return export(recast(trace(loaded.taking(shape), shape), torch.float64)), stored
     except UnknownError as error:
         raise checker.RejectedError(
             f"{target} has an operator that the checker does not know: {error}"
         ) from None
     except (OSError, ValueError, LookupError) as error:
         raise checker.RejectedError(f"the stored network cannot be compared with {target}: {error}") from None
-    alike = now.nodes == program["nodes"] and now.tensors.keys() == stored.keys()
-    return alike and all(_same(stored[name], value) for name, value in now.tensors.items())
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.shape == other.shape and bool(np.allclose(one, other, rtol=SAME, atol=0))
+def _agree(one: Program, other: Program, share: float) -> bool:
+    """Whether two networks are the same, but for this share of each weight."""
+
+    def close(name: str) -> bool:
+        mine, theirs = one.tensors[name], other.tensors[name]
+        return mine.shape == theirs.shape and bool(np.allclose(mine, theirs, rtol=share, atol=0))
+
+    alike = one.nodes == other.nodes and one.tensors.keys() == other.tensors.keys()
+    return alike and all(map(close, one.tensors))
 
 
 def _compare_data(

@@ -210,7 +210,8 @@ class _Ball(Region):
         if self.domain is None:
             return self._radii(rows).expand_as(rows)
         least, most = self.domain
-        return torch.where(rows > 0, (centre - least).unsqueeze(1), (most - centre).unsqueeze(1))
+        down, up = (way.clamp(min=0).unsqueeze(1) for way in (centre - least, most - centre))
+        return torch.where(rows > 0, down, up)
 
     def _radii(self, rows: Float[Tensor, "batch rows features"]) -> Float[Tensor, "batch rows 1"]:
         return rows.new_zeros(*rows.shape[:2], 1) + self.radius(rows)
