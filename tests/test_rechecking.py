@@ -243,7 +243,7 @@ class TestCommand:
     def test_exit_status_2_where_the_certificates_are_left_behind(self, here):
         certified()
         (here / "c.certificates").rename("elsewhere")
-        with pytest.raises(InputError, match=r"the folder c\.certificates, which is to be beside it"):
+        with pytest.raises(InputError, match=r"folder c\.certificates, which is to be beside it, has none"):
             command("recheck", "c.jsonl")
 
     @pytest.mark.parametrize(

@@ -497,7 +497,7 @@ def recheck(path: Path, content: bytes | None = None) -> Json:
         folder, expected = path.parent / Path(about["folder"]).name, range(header["examples"])
         require(all(isinstance(record, dict) for record in records), "a line holds no verdict")
         stored = folder / "network.safetensors"
-        require(content or stored.is_file(), f"they lie in the folder {folder.name}, which is to be beside it")
+        require(content or stored.is_file(), f"the folder {folder.name}, which is to be beside it, has none")
     except (RejectedError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = error if isinstance(error, RejectedError) else "damaged, or not from certify --certificates"
         raise ValueError(f"{path} holds no certificates ({reason})") from None

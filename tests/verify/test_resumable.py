@@ -94,6 +94,38 @@ class TestResume:
         assert [verdict.index for verdict in verdicts] == [0, 1, 2, 3]
         assert header["examples"] == 4  # all that was ever asked for: fewer would be an unfinished file
 
+    def test_not_where_an_example_is_another_by_now(self, graph, examples, tmp_path):
+        """Also one that a data set's identity, which may look at some examples only, does not tell."""
+        out = tmp_path / "certify.jsonl"
+        certify(graph, examples, Box(0.1), first=3, out=out)
+        _, *before = out.read_text().splitlines()
+
+        class Changed:
+            shape = examples.shape
+
+            def __len__(self):
+                return len(examples)
+
+            def identity(self):
+                return examples.identity()
+
+            def batches(self, order):
+                for x, y, index in examples.batches(order):
+                    yield torch.where((index == 1).view(-1, 1), 1 - x, x), y, index
+
+        with pytest.raises(IdentityError, match="example 1 is not the one that was judged before"):
+            certify(graph, Changed(), Box(0.1), out=out, resume=True)
+        assert sorted(out.read_text().splitlines()[1:]) == sorted(before)
+        assert len(certify(graph, examples, Box(0.1), out=out, resume=True)) == 4
+
+    def test_of_a_file_from_before_inputs_were_noted(self, graph, examples, tmp_path):
+        out = tmp_path / "certify.jsonl"
+        certify(graph, examples, Box(0.1), first=3, out=out)
+        header, *records = map(json.loads, out.read_text().splitlines())
+        assert all(len(record.pop("input")) == 16 for record in records)
+        out.write_text("".join(json.dumps(line) + "\n" for line in (header, *records)))
+        assert len(certify(graph, examples, Box(0.1), out=out, resume=True)) == 4
+
     def test_of_a_file_that_is_not_there_yet(self, graph, examples, tmp_path):
         out = tmp_path / "new" / "certify.jsonl"
         assert len(certify(graph, examples, Box(0.1), out=out, resume=True)) == 4

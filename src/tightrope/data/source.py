@@ -135,7 +135,9 @@ class LoaderSource:
         return torch.cat([y for _, y, _ in self._read(torch.arange(self._length).split(256))])
 
     def identity(self) -> str:
-        """SHA-256 of the length and of 16 evenly spaced examples: a change elsewhere goes unnoticed.
+        """SHA-256 of the length and of 16 evenly spaced examples: a change elsewhere goes unnoticed here.
+
+        (What is resumed example by example, as verdicts are, compares each one.)
 
         Where two readings differ, as with random transforms, only shape and labels are hashed.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,6 +143,12 @@ def read_records(path: Path, kind: Kind[R]) -> tuple[dict[str, Any], list[R]]:
             )
         records.append(record)
     return header, sorted(records, key=lambda record: record.index)
+
+
+def read_inputs(path: Path) -> dict[int, str]:
+    """What the examples of a file were, by index (see `resumable.Inputs`); older files do not say."""
+    records = [json.loads(line) for line in read_lines(path)[1:]]
+    return {record["index"]: record["input"] for record in records if "input" in record}
 
 
 def read_verdicts(path: Path) -> tuple[dict[str, Any], list[Verdict]]:

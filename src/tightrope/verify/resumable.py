@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +12,22 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
-from tightrope.errors import InputError
+from tightrope.errors import IdentityError, InputError
 from tightrope.examples import Examples
-from tightrope.files import append_lines, locked, to_json, write_atomically
+from tightrope.files import append_lines, fingerprint, locked, to_json, write_atomically
 from tightrope.given import whole
 from tightrope.identity import check_identity
 from tightrope.memory import keep_freed
 from tightrope.parallel import Workers
 from tightrope.progress import Progress
-from tightrope.verify.records import Kind, R, read_records
+from tightrope.verify.records import Kind, R, read_inputs, read_records
 
+READ = 256  # examples at once, where they are only looked at
 ROUNDS = 4  # batches for each of several workers at least: some take longer than others
 ALONE = Workers()
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Inputs, labels and indices."""
 
 Judging = Callable[[Tensor, Tensor, Tensor], list[R]]
 """Yields the records of a batch: inputs, labels and indices."""
@@ -44,6 +48,33 @@ class Rest(Generic[R]):
     is_open: Callable[[R], bool]
     judge: Callable[[dict[int, R]], Judging[R]]
     batch: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the examples were when they were judged: no record goes on to stand for another input.
+
+    Args:
+        known: by index, the beginning of a hash of input and label.
+    """
+
+    known: dict[int, str]
+
+    def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; their examples are known from then on.
+
+        Raises:
+            IdentityError: if an example is another than it was.
+        """
+        for x, y, index in batches:
+            for image, label, number in zip(x, y, index.tolist(), strict=True):
+                now = fingerprint({"x": image, "y": label})[:16]
+                if self.known.setdefault(number, now) != now:
+                    raise IdentityError(
+                        f"example {number} is not the one that was judged before: its image or label has "
+                        "changed, or its data set draws at random. Give data that stay, and start afresh"
+                    )
+            yield x, y, index
 
 
 def go_through(
@@ -83,26 +114,30 @@ def go_through(
     Raises:
         InputError: if `first` is no positive number, the file cannot be written, or it already exists and
             `resume` is not asked for.
-        IdentityError: if the file to resume from rests on something else.
+        IdentityError: if the file to resume from rests on something else, or an example has changed.
         TightropeError: if workers died; what was done is in the file.
     """
     first = None if first is None else whole(first, "the number of examples", 1)
     known: dict[int, R] = {}
+    inputs = Inputs({})
     keep_freed()
     with _only_writer_of(out), workers.pool() as pool:  # a file is begun only where there are workers
         if out is not None:
-            known = _start(out, kind, header, resume)
+            known = _start(out, kind, header, resume, inputs)
         total = min(first or len(examples), len(examples))
         open_ = [i for i in range(total) if i not in known]
+        done = torch.tensor([i for i in inputs.known if i < total], dtype=torch.int64)
+        for _ in inputs.watched(examples.batches(done.split(READ))) if len(done) else ():
+            pass  # each has been compared
 
         def go(judge: Judging[R], indices: list[int], batch: int) -> Iterator[list[R]]:
             parts = torch.tensor(indices, dtype=torch.int64).split(share(batch, len(indices), pool.count))
-            return pool.each(judge, examples.batches(parts if indices else ()))
+            return pool.each(judge, inputs.watched(examples.batches(parts if indices else ())))
 
         def keep(records: list[R]) -> None:
             known.update((record.index, record) for record in records)
             if out is not None and records:
-                append_lines(out, map(kind.dump, records))
+                append_lines(out, _dumped(records, kind, inputs))
 
         left: dict[int, R] = {}
         with Progress(label, total, total - len(open_), unit="example") as progress:
@@ -136,8 +171,15 @@ def _only_writer_of(out: Path | None) -> Iterator[None]:
         yield
 
 
-def _start(out: Path, kind: Kind[R], header: dict[str, Any], resume: bool) -> dict[int, R]:
-    """Begin a file of records, or read what an earlier run left in it."""
+def _dumped(records: Iterable[R], kind: Kind[R], inputs: Inputs) -> Iterator[dict[str, Any]]:
+    """Records as JSON values, with what their examples were."""
+    for record in records:
+        known = inputs.known.get(record.index)
+        yield kind.dump(record) if known is None else {**kind.dump(record), "input": known}
+
+
+def _start(out: Path, kind: Kind[R], header: dict[str, Any], resume: bool, inputs: Inputs) -> dict[int, R]:
+    """Begin a file of records, or read what an earlier run left in it, and of which inputs."""
     if not out.exists():
         write_atomically(out, to_json(header) + "\n")
         return {}
@@ -150,6 +192,7 @@ def _start(out: Path, kind: Kind[R], header: dict[str, Any], resume: bool) -> di
     if "examples" in header:
         found["examples"] = max(header["examples"], found.get("examples", 0))
     # A line that was cut off by a crash must not be continued.
-    lines = [to_json(record) + "\n" for record in (found, *map(kind.dump, records))]
+    inputs.known.update(read_inputs(out))
+    lines = [to_json(record) + "\n" for record in (found, *_dumped(records, kind, inputs))]
     write_atomically(out, "".join(lines))
     return {record.index: record for record in records}
