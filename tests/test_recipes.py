@@ -225,7 +225,7 @@ def test_an_unknown_key_at_any_level_is_an_error_with_the_nearest_valid_one(chan
 
 def test_a_key_that_is_like_no_other_is_an_error_without_a_guess():
     message = refusal(lambda: parse(zzzzzz=1))
-    assert message == "r.toml cannot be used:\n  unknown key zzzzzz"
+    assert message == "r.toml cannot be used: unknown key zzzzzz"
 
 
 def test_all_errors_are_named_at_once():
@@ -315,7 +315,7 @@ def test_a_wrong_value_is_an_error_with_its_place(changes, place):
 
 def test_an_error_says_which_file_and_what_was_seen():
     message = refusal(lambda: parse_recipe(BASE | {"held_out": -5}, "mine.toml"))
-    assert message.startswith("mine.toml cannot be used:\n")
+    assert message.startswith("mine.toml cannot be used: held_out: ")
     assert "-5" in message
     assert issubclass(RecipeError, InputError)
 
@@ -342,8 +342,7 @@ def test_an_error_about_a_method_says_which_file_too(changes):
     ],
 )
 def test_of_a_schedule_s_misspelt_part_nothing_else_is_said(changes, place):
-    _, *problems = refusal(lambda: parse(**changes)).splitlines()
-    assert problems == [f"  unknown key {place}"]
+    assert refusal(lambda: parse(**changes)).endswith(f"cannot be used: unknown key {place}")
 
 
 def test_the_content_that_is_parsed_is_left_alone():

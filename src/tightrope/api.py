@@ -136,7 +136,8 @@ def _bounds(engine: Engine | None, problem: Problem) -> Bounds:
 def _check_kind(what: str, value: object, kind: type, usual: str) -> None:
     """Refuse what is no `kind` of thing, such as a function that should have been called."""
     if not isinstance(value, kind):
-        raise InputError(f"{what} must be a {kind.__name__}, for example {usual}; got {value!r:.100}")
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise InputError(f"{what} must be {article} {kind.__name__}, for example {usual}; got {value!r:.100}")
 
 
 def _check_inputs(model: nn.Module, x: Tensor, region: Region, engine: Engine | None) -> None:
@@ -146,6 +147,7 @@ def _check_inputs(model: nn.Module, x: Tensor, region: Region, engine: Engine | 
         raise InputError(
             f"the engine must be made by a call, such as tightrope.engines.crown(); got {engine!r}"
         )
+    _check_kind("the inputs", x, Tensor, "torch.rand(1, 28, 28)")
     like = next(model.parameters(), torch.empty(0))
     if x.ndim == 0 or (x.dtype, x.device) != (like.dtype, like.device):
         raise InputError(
@@ -220,8 +222,10 @@ def fit(
         recipe = Recipe.model_validate({k: v for k, v in given.items() if v is not None})
     except ValidationError as error:
         known = {key: key for key in (*given, *Training.model_fields)}
-        problems = explain(error, "what fit was called with", known)
-        raise RecipeError(f"{problems}\ntraining takes {', '.join(Training.model_fields)}") from None
+        problems = explain(error, "what fit was called with", known).replace(" training.", " ")
+        unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
+        hint = f"\ntraining takes {', '.join(Training.model_fields)}" if unknown else ""
+        raise RecipeError(problems + hint) from None
     source = as_source(train_set, find_device(device))
     if isinstance(train_set, DataLoader):
         theirs = getattr(train_set.batch_sampler, "batch_size", None)  # None where it makes no batches

@@ -269,3 +269,17 @@ def test_batches_are_on_the_device_and_bit_for_bit_those_of_the_cpu(data):
         for tensor, same in zip(batch, expected, strict=True):
             assert tensor.is_cuda
             assert torch.equal(tensor.cpu(), same)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("digits", r"'digits' names a data set: load it, such as tightrope\.data\.load\('digits'\)\.train"),
+        ((np.zeros((3, 2), "f4"), np.array(list("abc"))), "the labels cannot be made a tensor, of dtype <U1"),
+        ((np.array([[object()]]), np.array([0])), "the images cannot be made a tensor, of dtype object"),
+        ([(np.array([None, None]), 0)], "the image of example 0 cannot be made a tensor, of dtype object"),
+    ],
+)
+def test_what_holds_no_numbers_is_named(data, said):
+    with pytest.raises(DataError, match=said):
+        as_source(data)

@@ -866,6 +866,9 @@ class TestBadInput:
         check_training_mode(Told(4, 3), (4,))
         assert "exactly one input" in refusal(Keyword(4, 3), (4,))
 
+    def test_relu6_may_be_told_to_work_in_place(self):
+        assert_traced(Fn(lambda s, x: F.relu6(3 * s.layer(x), True), layer=nn.Linear(4, 3)), (4,))
+
     def test_a_value_may_be_cut_into_parts(self):
         def forward(s: Fn, x: Tensor) -> Tensor:
             left, right = s.layer(x).chunk(2, dim=1)

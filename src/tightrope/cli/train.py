@@ -116,6 +116,10 @@ def train_command(
         add_modifier(content, name)
     if eps is not None and method in METHODS and "eps" not in options_of(METHODS[method]).model_fields:
         raise InputError(f"{method} trains without a radius: say what to certify at with --test-eps instead")
+    if recipe is None and method in METHODS and eps is None:
+        needed = options_of(METHODS[method]).model_fields.get("eps")
+        if needed and needed.is_required() and not any(part.startswith("method.eps") for part in assignments):
+            raise InputError(f"{method} needs the radius to train at: --eps 0.3, or --eps 8/255")
     if epochs is not None and budget is not None:
         raise InputError("--budget chooses the epochs: give --epochs or --budget, not both")
     override(content, assignments)

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -219,7 +220,7 @@ class _Examples(Dataset[Any]):
                 f"the image of example {index} is a {type(x).__name__}, expected a tensor or numpy array: "
                 "convert it in the dataset"
             )
-        x = torch.as_tensor(x)
+        x = _tensor(x, f"the image of example {index}")
         if x.is_floating_point():
             x = x.to(torch.float32)
         try:
@@ -300,11 +301,16 @@ def as_source(data: Any, device: torch.device | str = "cpu") -> Source:
         raise DataError(
             f"{data.name} holds a training and a test split: pass one of them, such as data.train"
         )
+    if isinstance(data, str | Path):
+        raise DataError(
+            f"{str(data)!r} names a data set: load it, such as tightrope.data.load({str(data)!r}).train"
+        )
     if isinstance(data, DataLoader):
         return _of_loader(data, device)
     arrays = isinstance(data, tuple | list) and all(isinstance(part, Tensor | np.ndarray) for part in data)
     if arrays and data:
-        data = TensorDataset(*_of_one_length([torch.as_tensor(part) for part in data]))
+        names = ("the images", "the labels", *["what comes after them"] * len(data))
+        data = TensorDataset(*_of_one_length([_tensor(*part) for part in zip(data, names, strict=False)]))
     if isinstance(data, TensorDataset):
         if len(data.tensors) != 2:
             raise DataError(f"a TensorDataset must hold images and labels, got {len(data.tensors)} tensors")
@@ -312,6 +318,15 @@ def as_source(data: Any, device: torch.device | str = "cpu") -> Source:
         whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
         data = Split(x.float() if x.is_floating_point() else x, y.long() if whole else y)
     return TensorSource(data, device) if isinstance(data, Split) else LoaderSource(data, device=device)
+
+
+def _tensor(values: Tensor | np.ndarray, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{what} cannot be made a tensor, of dtype {values.dtype}: give numbers ({error})"
+        ) from None
 
 
 def _of_one_length(tensors: list[Tensor]) -> list[Tensor]:

@@ -548,7 +548,7 @@ FUNCTIONS: dict[Any, CallRule] = {
     torch.clamp_min: _clamp_to("min"),
     torch.clamp_max: _clamp_to("max"),
     torch.clone: lambda _call: None,
-    F.relu6: _hardtanh(0.0, 6.0),
+    F.relu6: lambda _call: _between(0.0, 6.0),
     F.hardtanh: _hardtanh(-1.0, 1.0),
     F.dropout: _dropout,
     F.dropout1d: _dropout,

@@ -57,7 +57,7 @@ def check_options(function: Callable[..., Any], options: Mapping[str, Any], name
 
 
 def explain(error: ValidationError, source: str, known: Mapping[str, str]) -> str:
-    """What is wrong with each key and value, in a line each.
+    """What is wrong with each key and value, in a line each, or in one line if it is one.
 
     Args:
         error: what pydantic says.
@@ -76,6 +76,8 @@ def explain(error: ValidationError, source: str, known: Mapping[str, str]) -> st
             lines.append(f"  {place}: {problem['ctx']['error']}")
         else:
             lines.append(f"  {place}: {problem['msg']} (got {problem['input']!r})")
+    if len(lines) == 1:
+        return f"{source} cannot be used: {lines[0].strip()}"
     return f"{source} cannot be used:\n" + "\n".join(lines)
 
 

@@ -25,12 +25,19 @@ def parse_number(value: Any) -> Any:
     return value
 
 
+def parse_whole(value: Any) -> Any:
+    """Turn `"256"` into a number, as `parse_number` does."""
+    if isinstance(value, str) and not value.strip().lstrip("+-").isdigit():
+        raise ValueError(f"expected a whole number such as 256, got {value!r}")
+    return parse_number(value)
+
+
 Real = Annotated[float, BeforeValidator(parse_number), Field(allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(parse_number), Field(ge=0, le=1)]
 Decay = Annotated[float, BeforeValidator(parse_number), Field(ge=0, lt=1)]
 Positive = Annotated[Real, Field(gt=0)]
 NotNegative = Annotated[Real, Field(ge=0)]
-Whole = Annotated[int, BeforeValidator(parse_number)]
+Whole = Annotated[int, BeforeValidator(parse_whole)]
 
 
 class _Options(BaseModel):
