@@ -39,7 +39,9 @@ from tightrope.train.predict import predict_seconds
 
 @click.command("train")
 @click.argument("recipe", required=False, type=FILE)
-@click.option("--data", help="Data set (tightrope list data), or a .npz file.")
+@click.option(
+    "--data", help="Data set (tightrope list data), or a .npz file with x_train, y_train, x_test, y_test."
+)
 @click.option("--model", help="Network by name (tightrope list models), or package.module:factory.")
 @click.option("--method", help="Training method (tightrope list methods).")
 @click.option("--eps", type=number, help="Training radius in pixel units, above 0, such as 0.3 or 8/255.")
