@@ -300,7 +300,8 @@ def sweep_page() -> str:
             "other work ran, and is not exact: the two runs of `ibp` at 0.1 had 3.1 and 2.7, those of "
             "`exp-ibp` 4.5 and 3.6, those of `shi-ibp` 2.7 and 3.6 (on two machines). A row has the "
             "same cost and epochs at both eps. Where the budget leaves one or two epochs (`wong-kolter`, "
-            "`taps`, `staps`), the networks at 0.3 give one answer to everything. That table is not complete yet.",
+            "`taps`, `staps`), the networks at 0.3 give one answer to everything. The table at 0.3 is not "
+            "complete yet.",
             width=110,
         ),
         "",
