@@ -249,7 +249,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            ({"identity": None}, "does not say of what"),
+            ({"identity": None}, "damaged"),
             ({"format": "tightrope-certify/2"}, "its format is 'tightrope-certify/2'"),
             ({"format": None}, "its format is None"),
         ],

@@ -490,9 +490,8 @@ def recheck(path: Path, content: bytes | None = None) -> Json:
     """
     try:
         header, *records = (json.loads(line) for line in path.read_text().split("\n") if line)
-        about, identity = header["certificates"], header["identity"]
+        about, identity = header["certificates"], dict(header["identity"])
         require(header["format"] == VERDICTS, f"its format is {header['format']!r}, not {VERDICTS}")
-        require(isinstance(identity, dict), "it does not say of what")
         require("none" not in about, about.get("none"))
         folder, expected = path.parent / Path(about["folder"]).name, range(header["examples"])
         require(all(isinstance(record, dict) for record in records), "a line holds no verdict")
@@ -517,7 +516,8 @@ def recheck(path: Path, content: bytes | None = None) -> Json:
             unproved = record["status"] == "robust" and record["certificate"]["proof"] is None
             counts["without_certificate" if unproved else record["status"]] += 1
         except Exception as error:  # whatever it is, the claim was not checked
-            rejected.append({"index": record.get("index"), "reason": reason_of(error)})
+            said = isinstance(error, RejectedError | OSError)
+            rejected.append({"index": record.get("index"), "reason": str(error) if said else repr(error)})
         if done % 100 == 99 or done == len(records) - 1:
             print(f"recheck: {done + 1} of {len(records)} examples", file=sys.stderr)
     reason = "it has no verdict: the file was cut off, or is not finished (certify --resume)"
@@ -526,15 +526,6 @@ def recheck(path: Path, content: bytes | None = None) -> Json:
     region = {key: identity.get(key) for key in ("eps", "norm", "domain")}
     accepted = sum(counts[status] for status in STATUSES)
     return {"examples": len(records), **region, "accepted": accepted, **counts, "rejected": rejected}
-
-
-def reason_of(error: Exception) -> str:
-    """What to say of an error."""
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, KeyError):
-        return f"it lacks {error}"
-    return str(error) if isinstance(error, RejectedError) else f"damaged: {error!r}"
 
 
 def summary(report: Json) -> str:
