@@ -21,7 +21,6 @@ import numpy as np
 from safetensors.numpy import load
 
 FORMAT = "tightrope-certificate/1"
-VERDICTS = "tightrope-certify/1"
 UNIT = 2.0**-53  # unit roundoff
 TINY = 2.0**-960  # no size counts as less: a share of it is more than what any sum loses to underflow
 FLOOR = 1e-7  # what a bound must exceed
@@ -491,7 +490,7 @@ def recheck(path: Path, content: bytes | None = None) -> Json:
     try:
         header, *records = (json.loads(line) for line in path.read_text().split("\n") if line)
         about, identity = header["certificates"], dict(header["identity"])
-        require(header["format"] == VERDICTS, f"its format is {header['format']!r}, not {VERDICTS}")
+        require(header["format"] == "tightrope-certify/1", f"its format is {header['format']!r}")
         require("none" not in about, about.get("none"))
         folder, expected = path.parent / Path(about["folder"]).name, range(header["examples"])
         require(all(isinstance(record, dict) for record in records), "a line holds no verdict")
