@@ -40,6 +40,22 @@ class Shifted(nn.Module):
         return self.network(x + self.by)
 
 
+class Passed:
+    """Examples whose batches go through a function."""
+
+    def __init__(self, examples, function):
+        self.examples, self.function, self.shape = examples, function, examples.shape
+
+    def __len__(self):
+        return len(self.examples)
+
+    def identity(self):
+        return self.examples.identity()
+
+    def batches(self, order):
+        return self.function(self.examples.batches(order))
+
+
 class TestResume:
     """A stopped certification goes on to the verdicts that it would have come to anyway."""
 
@@ -64,21 +80,12 @@ class TestResume:
     def test_after_an_interruption(self, graph, examples, tmp_path, chunks_of_two):
         out = tmp_path / "certify.jsonl"
 
-        class Interrupted:
-            shape = examples.shape
-
-            def __len__(self):
-                return len(examples)
-
-            def identity(self):
-                return examples.identity()
-
-            def batches(self, order):
-                yield next(examples.batches(order))
-                raise KeyboardInterrupt
+        def interrupted(batches):
+            yield next(batches)
+            raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            certify(graph, Interrupted(), Box(0.1), attack=ATTACK, out=out)
+            certify(graph, Passed(examples, interrupted), Box(0.1), attack=ATTACK, out=out)
         done = read_verdicts(out)[1]
         assert [verdict.index for verdict in done] == [0, 1]
         result = certify(graph, examples, Box(0.1), attack=ATTACK, out=out, resume=True)
@@ -100,21 +107,12 @@ class TestResume:
         certify(graph, examples, Box(0.1), first=3, out=out)
         _, *before = out.read_text().splitlines()
 
-        class Changed:
-            shape = examples.shape
-
-            def __len__(self):
-                return len(examples)
-
-            def identity(self):
-                return examples.identity()
-
-            def batches(self, order):
-                for x, y, index in examples.batches(order):
-                    yield torch.where((index == 1).view(-1, 1), 1 - x, x), y, index
+        def changed(batches):
+            for x, y, index in batches:
+                yield torch.where((index == 1).view(-1, 1), 1 - x, x), y, index
 
         with pytest.raises(IdentityError, match="example 1 is not the one that was judged before"):
-            certify(graph, Changed(), Box(0.1), out=out, resume=True)
+            certify(graph, Passed(examples, changed), Box(0.1), out=out, resume=True)
         assert sorted(out.read_text().splitlines()[1:]) == sorted(before)
         assert len(certify(graph, examples, Box(0.1), out=out, resume=True)) == 4
 
