@@ -301,7 +301,7 @@ def sweep_page() -> str:
             "`exp-ibp` 4.5 and 3.6, those of `shi-ibp` 2.7 and 3.6 (on two machines). A row has the "
             "same cost and epochs at both eps, but for `fgsm`, `colt`, `mat` and `maar`, which were timed "
             "at each. Where the budget leaves one to three epochs (`wong-kolter`, `taps`, `staps`, `mat`), "
-            "the networks at 0.3 give one answer to everything. Left for 0.3: `trades`, `mart`, `pgd`.",
+            "the networks at 0.3 give one answer to everything. Left for 0.3: `mart`, `pgd`.",
             width=110,
         ),
         "",
