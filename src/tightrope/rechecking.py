@@ -82,9 +82,8 @@ def recheck(path: Path | str) -> Recheck:
         compared.append(f"checked against the network stored in the certificates; NOT compared: {error}")
     rejected = [another] if another else list(report["rejected"])
     left_out = {entry["index"] for entry in rejected}
-    accepted = {record["index"]: record for record in records if record["index"] not in left_out}
-    if another:
-        accepted = {}
+    kept = [] if another else [record for record in records if record["index"] not in left_out]
+    accepted = {record["index"]: record for record in kept}
     try:
         for index, reason in _compare_data(header, folder, list(accepted.values())):
             rejected.append({"index": index, "reason": reason})

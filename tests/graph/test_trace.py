@@ -866,6 +866,9 @@ class TestBadInput:
         check_training_mode(Told(4, 3), (4,))
         assert "exactly one input" in refusal(Keyword(4, 3), (4,))
 
+    def test_a_module_may_have_the_name_of_what_cuts_values(self):
+        assert_traced(Fn(lambda s, x: s.split(x)[:, :2], split=nn.Linear(4, 3)), (4,))
+
     def test_relu6_may_be_told_to_work_in_place(self):
         assert_traced(Fn(lambda s, x: F.relu6(3 * s.layer(x), True), layer=nn.Linear(4, 3)), (4,))
 

@@ -55,7 +55,7 @@ class Call:
         return fx.node.map_arg(value, self._known)
 
     def _known(self, n: fx.Node) -> Any:
-        if isinstance(self.values[n], Tensor) or n.target in CUTS:
+        if isinstance(self.values[n], Tensor) or is_cut(n):
             return n
         if n not in self.sizes:
             raise Unsupported(
@@ -98,6 +98,11 @@ class Call:
     def operand(self, argument: Any) -> ops.Operand:
         """A number, or what `live` returns."""
         return float(argument) if isinstance(argument, int | float) else self.live(argument)
+
+
+def is_cut(n: fx.Node) -> bool:
+    """Whether a node cuts a value into a tuple of parts: a module may have such a name, too."""
+    return n.op in ("call_function", "call_method") and n.target in CUTS
 
 
 def about_shapes(graph: fx.Graph) -> set[fx.Node]:
@@ -331,7 +336,7 @@ def _moved(dims: tuple[int, ...]) -> Made:
 
 def _slice(call: Call) -> Made:
     value, index = call.input(), call.get(1, "")
-    if value.target in CUTS:
+    if is_cut(value):
         return _part(Call(value, call.values, call.constants, call.sizes), index)
     index = index if isinstance(index, tuple) else (index,)
     if not index:

@@ -26,7 +26,6 @@ from tightrope.graph import ops
 from tightrope.graph.graph import Graph, Node, evaluation
 from tightrope.graph.rules import (
     ADVICE,
-    CUTS,
     FUNCTIONS,
     METHODS,
     MODULES,
@@ -35,6 +34,7 @@ from tightrope.graph.rules import (
     Unsupported,
     about_shapes,
     constant_of,
+    is_cut,
 )
 
 _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
@@ -258,7 +258,7 @@ class _Tracer(fx.Tracer):
         for n in reversed(self.graph.nodes):
             rests_on.update(n.all_input_nodes if n in rests_on else ())
         calls = (n for n in rests_on - shapes if n.op in ("call_function", "call_method"))
-        known = obj.node in shapes or obj.node.target in CUTS
+        known = obj.node in shapes or is_cut(obj.node)
         if not known or not all(_has_steady_shape(n, shapes) for n in calls):
             raise Unsupported("it branches on values, iterates over them or asks for their len()")
         return self._value(obj.node, batch)
@@ -290,7 +290,7 @@ def _has_steady_shape(n: fx.Node, shapes: set[fx.Node]) -> bool:
     """Whether the shape of what a call yields follows from the shapes of what it reads."""
     if n.target is operator.getitem:  # not `x[x > 0]`
         return shapes.issuperset(n.all_input_nodes[1:])
-    return n.target in FUNCTIONS or n.target in METHODS or n.target in CUTS
+    return n.target in FUNCTIONS or n.target in METHODS or is_cut(n)
 
 
 def _is_altered(module: nn.Module) -> bool:
@@ -390,7 +390,7 @@ def _translate(module: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any], s
         try:
             if not any(i in index for i in n.all_input_nodes):
                 raise Unsupported("it does not read the input; use parameters, buffers or parametrizations")
-            if n.target in CUTS and all(user.target is operator.getitem for user in n.users):
+            if is_cut(n) and all(user.target is operator.getitem for user in n.users):
                 index[n] = index[Call(n, values, constants, numbers).input()]
                 continue  # its parts are taken from what it cuts
             if not isinstance(value, Tensor):
