@@ -299,9 +299,9 @@ def sweep_page() -> str:
             "a table are not told apart. What a step costs was timed before each run at 0.1, while "
             "other work ran, and is not exact: the two runs of `ibp` at 0.1 had 3.1 and 2.7, those of "
             "`exp-ibp` 4.5 and 3.6, those of `shi-ibp` 2.7 and 3.6 (on two machines). A row has the "
-            "same cost and epochs at both eps, but for `fgsm`, `colt`, `mat` and `maar`, which were timed "
-            "at each. With one to three epochs `wong-kolter`, `taps`, `staps` and `mat` come to give one "
-            "answer to everything at 0.3. Left for 0.3: `mart`, `pgd`.",
+            "same cost and epochs at both eps, but for `fgsm`, `pgd`, `colt`, `mat` and `maar`, which "
+            "were timed at each. With one to three epochs `wong-kolter`, `taps`, `staps` and `mat` come to "
+            "give one answer to everything at 0.3.",
             width=110,
         ),
         "",
