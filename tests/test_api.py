@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, TensorDataset
 
 import tightrope as tr
-from tightrope.api import find_device, resolve
+from tightrope.api import device_for, find_device, resolve
 from tightrope.bounds import Interval, Problem
-from tightrope.data import Split
+from tightrope.data import Split, as_source
 from tightrope.errors import InputError, RecipeError, UnsupportedOperatorError
 from tightrope.graph import trace
+from tightrope.parallel import Workers
 from tightrope.recipes import DEFAULT_TRAINING, parse_recipe, read_recipe
 from tightrope.spec import Spec
 
@@ -434,6 +435,27 @@ def test_devices_go_by_name():
             find_device(name)
 
 
+def test_programs_are_solved_on_the_cpu_even_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert device_for(Workers(), "auto").type == "cuda"
+    assert device_for(Workers(), "auto", "milp").type == "cpu"
+    monkeypatch.setattr("tightrope.api.find_device", torch.device)
+    with pytest.raises(
+        InputError, match="milp solves its programs on the CPU, not on cuda: take --device cpu"
+    ):
+        device_for(Workers(), "cuda", "milp")
+
+
+def test_a_source_on_another_device_is_refused(tmp_path):
+    source = as_source(examples(20))
+    source.device = torch.device("cuda")
+    for ask in (tr.certify, tr.radius):
+        with pytest.raises(
+            InputError, match=r'on cuda, the network is to be on cpu: .*as_source\(data, "cpu"'
+        ):
+            ask(network(), source, BOX, device="cpu")
+
+
 def test_what_the_package_promises_is_there():
     assert all(hasattr(tr, name) for name in tr.__all__)
     assert Path(tr.__file__).with_name("py.typed").exists()
@@ -457,6 +479,19 @@ UNCALLED: Any = tr.engines.crown
         pytest.param(lambda net, x, out: tr.bounds(net, x, BOX, "crown"), r"engines\.crown\(\)", id="name"),
         pytest.param(
             lambda net, x, out: tr.bounds(net, x, BOX, UNCALLED), r"made by a call", id="uncalled engine"
+        ),
+        pytest.param(
+            lambda net, x, out: tr.bounds(net, x, BOX, tr.engines.hybrid_zonotope),
+            r"made by a call",
+            id="uncalled class",
+        ),
+        pytest.param(
+            lambda net, x, out: tr.bounds(net, x, BOX, 3), r"made by a call, such as .*; got 3", id="a number"
+        ),
+        pytest.param(
+            lambda net, x, out: tr.margins(net, x, torch.zeros(len(x)).long(), BOX, tr.engines.projected()),
+            r"Projected\(.* yields estimates, which prove nothing",
+            id="estimator",
         ),
         pytest.param(
             lambda net, x, out: tr.fit(net, examples(20), tr.methods.ibp, out=out),

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds, Engine, Interval, Problem
+from tightrope.bounds.base import sound
 from tightrope.data import Augment, DataSet, Source, as_source, hold_out
 from tightrope.errors import FileError, InputError, RecipeError
 from tightrope.files import check_line, locked, read_lines, to_json, write_atomically
@@ -31,7 +32,7 @@ from tightrope.region import Region
 from tightrope.spec import Spec
 from tightrope.targets import ModelFacts, make_model
 from tightrope.train import Method, Training, train
-from tightrope.train.checkpoint import derive_seed
+from tightrope.train.checkpoint import derive_seed, forked_rng
 from tightrope.train.evaluate import HeldOut
 from tightrope.train.loop import check_settings, warn_of_schedules
 from tightrope.train.options import explain
@@ -46,8 +47,10 @@ from tightrope.verify import (
 )
 from tightrope.verify import certify as judge
 from tightrope.verify import latent_robustness as attack_inside
+from tightrope.verify.milp import Milp
 from tightrope.verify.pipeline import CHUNK
 from tightrope.verify.radius import TIME_LIMIT
+from tightrope.verify.verifiers import find_verifier
 
 _RECORD: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
@@ -130,7 +133,8 @@ def margins(
 
 def _bounds(engine: Engine | None, problem: Problem) -> Bounds:
     """Those of intervals if no engine is named, or where there is not one example."""
-    return (engine if engine and len(problem.x) else Interval())(problem)
+    engine = engine if engine and len(problem.x) else Interval()
+    return sound(engine(problem), repr(engine))
 
 
 def _check_kind(what: str, value: object, kind: type, usual: str) -> None:
@@ -143,7 +147,9 @@ def _check_kind(what: str, value: object, kind: type, usual: str) -> None:
 def _check_inputs(model: nn.Module, x: Tensor, region: Region, engine: Engine | None) -> None:
     _check_kind("the model", model, nn.Module, "torch.nn.Sequential(...)")
     _check_kind("the region", region, Region, "tightrope.Box(eps=0.3)")
-    if isinstance(engine, str) or (inspect.isfunction(engine) and engine.__module__.startswith("tightrope.")):
+    made = callable(engine) and not isinstance(engine, type)
+    ours = inspect.isfunction(engine) and engine.__module__.startswith("tightrope.")
+    if engine is not None and (ours or not made):
         raise InputError(
             f"the engine must be made by a call, such as tightrope.engines.crown(); got {engine!r}"
         )
@@ -226,7 +232,7 @@ def fit(
         unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
         hint = f"\ntraining takes {', '.join(Training.model_fields)}" if unknown else ""
         raise RecipeError(problems + hint) from None
-    source = as_source(train_set, find_device(device))
+    source = _source(train_set, find_device(device))
     if isinstance(train_set, DataLoader):
         theirs = getattr(train_set.batch_sampler, "batch_size", None)  # None where it makes no batches
         if theirs not in (None, recipe.training.batch):
@@ -343,7 +349,7 @@ def prepare(
             "give model.float()"
         )
     index, aside = hold_out(source.labels(), recipe.held_out, recipe.seed)
-    with torch.random.fork_rng():
+    with forked_rng(next(model.parameters()).device):
         torch.manual_seed(derive_seed(recipe.seed, "held out", 0))
         chunks = list(source.batches(aside.split(1000)))
     held_out = HeldOut(torch.cat([x for x, _, _ in chunks]), torch.cat([y for _, y, _ in chunks]))
@@ -356,7 +362,7 @@ def prepare(
 def _check_question(region: Region, attack: Pgd | None, out: Path | str | None, resume: bool) -> None:
     _check_kind("the region", region, Region, "tightrope.Box(eps=0.3)")
     if attack is not None:
-        _check_kind("the attack", attack, Pgd, "tightrope.attacks.Pgd(steps=40)")
+        _check_kind("the attack", attack, Pgd, "tightrope.attacks.Pgd(steps=40, step=0.1)")
     if resume and out is None:
         raise InputError("there is nothing to resume without a file: say which one (out)")
     if region.norm == "inf":
@@ -377,6 +383,18 @@ def _copy(model: nn.Module) -> nn.Module:
             f"the network cannot be copied ({str(error).splitlines()[0]}): weights that a forward hook "
             "computes cannot; use torch.nn.utils.parametrizations (weight_norm, spectral_norm) instead"
         ) from error
+
+
+def _source(data: Any, device: torch.device) -> Source:
+    """The source that fits `data`; an InputError if it is one, and gives batches on another device."""
+    source = as_source(data, device)
+    theirs = getattr(source, "device", device)  # one of the user's own need not say
+    if theirs.type != device.type:
+        raise InputError(
+            f"this source gives batches on {theirs}, the network is to be on {device}: make the source with "
+            f'as_source(data, "{device}"), or say device="{theirs}"'
+        )
+    return source
 
 
 def _trace_for(source: Source, model: nn.Module, device: torch.device) -> Graph:
@@ -441,8 +459,8 @@ def certify(
     _check_question(region, attack, out, resume)
     seed = whole(seed, "the seed", 0, 2**32 - 1)
     workers = Workers(jobs, ray)
-    where = device_for(workers, device)
-    source = as_source(test_set, where)
+    where = device_for(workers, device, verifier)
+    source = _source(test_set, where)
     return judge(
         _trace_for(source, _copy(model), where),
         source,
@@ -510,8 +528,8 @@ def radius(
     """
     _check_question(region, None, out, resume)
     workers = Workers(jobs, ray)
-    where = device_for(workers, device)
-    source = as_source(test_set, where)
+    where = device_for(workers, device, verifier)
+    source = _source(test_set, where)
     return certified_radii(
         _trace_for(source, _copy(model), where),
         source,
@@ -557,7 +575,7 @@ def latent_robustness(
         InputError: if something given cannot be used.
     """
     where = find_device(device)
-    source = as_source(test_set, where)
+    source = _source(test_set, where)
     graph = _trace_for(source, _copy(model), where)
     return attack_inside(graph, source, region, node, attack=attack, first=first, seed=seed)
 
@@ -580,12 +598,22 @@ def find_device(name: str) -> torch.device:
         ) from None
 
 
-def device_for(workers: Workers, name: str) -> torch.device:
-    """The device, where these workers may use it."""
-    device = torch.device("cpu") if workers.several and name == "auto" else find_device(name)
+def device_for(workers: Workers, name: str, verifier: str = "none") -> torch.device:
+    """The device, where these workers and this verifier may use it.
+
+    Raises:
+        InputError: if they may not, or there is no such device or verifier.
+    """
+    solves = any(isinstance(stage, Milp) for stage in find_verifier(verifier))
+    device = torch.device("cpu") if name == "auto" and (workers.several or solves) else find_device(name)
     if workers.several and device.type != "cpu":
         raise InputError(
             f"several workers share processors, not {device}: take --device cpu or leave out --jobs and --ray"
+        )
+    if solves and device.type != "cpu":
+        raise InputError(
+            f"the verifier {verifier} solves its programs on the CPU, not on {device}: take --device cpu or "
+            "another verifier"
         )
     return device
 

@@ -26,7 +26,9 @@ def share_memory(processes: int) -> None:
 def free_bytes(device: torch.device) -> int:
     """Memory that a computation on a device may still take."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What torch's allocator holds back unused is free, too.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     return int(psutil.virtual_memory().available) // _sharing
 
 

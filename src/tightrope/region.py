@@ -63,7 +63,7 @@ class Region(ABC):
 
     def at(self, examples: Int[Tensor, "chosen"]) -> Region:
         """The region around some examples of a batch, some of them perhaps more than once."""
-        return self.with_eps(self.eps[examples]) if isinstance(self.eps, Tensor) else self
+        return self.with_eps(self.eps[examples.to(self.eps.device)]) if isinstance(self.eps, Tensor) else self
 
     def radius(self, x: Float[Tensor, "batch *shape"]) -> float | Tensor:
         """`eps` as something that broadcasts against `x`."""

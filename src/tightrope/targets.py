@@ -121,7 +121,8 @@ def make_model(factory: str) -> nn.Module:
         InputError: if it cannot be imported, fails, or makes no network.
     """
     module_name, _, name = factory.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         model = getattr(importlib.import_module(module_name), name)()
     except Exception as error:  # whatever a user's code raises
@@ -130,7 +131,7 @@ def make_model(factory: str) -> nn.Module:
             "arguments that returns a network, in a module that Python finds from here"
         ) from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(here)  # the first of that name; the module may have put others before it
     if not isinstance(model, nn.Module):
         raise InputError(f"{factory} returned a {type(model).__name__}: it must return a torch.nn.Module")
     return model

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tightrope.bounds import Intersect, Interval, Mix, Problem, crown_ibp
+from tightrope.bounds import Intersect, Interval, Mix, Problem, Projected, crown_ibp
 from tightrope.errors import InputError
 from tightrope.graph import trace
 from tightrope.region import Box
@@ -60,3 +60,9 @@ def test_engines_that_build_on_the_same_bounds_share_them():
     problem = setting()
     problem.bounds(Intersect(Mix(crown_ibp(), Spy(), 0.5), Spy()))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("engine", [Intersect(Projected(), Interval()), Mix(Interval(), Projected(), 0.5)])
+def test_what_only_estimates_makes_no_bounds(engine):
+    with pytest.raises(InputError, match=r"Projected\(.* yields estimates, which prove nothing"):
+        setting().bounds(engine)

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.utils.data import Dataset, TensorDataset
 
 from tightrope import fit, methods
@@ -34,6 +35,7 @@ from tightrope.errors import DivergedError, IdentityError, InputError, Tightrope
 from tightrope.files import load_tensors, locked
 from tightrope.recipes import parse_recipe, read_recipe
 from tightrope.train import Course, Interrupted, Loss, Method, Ramp, Steps, terms
+from tightrope.train.evaluate import evaluate
 from tightrope.train.methods import LatentAttack
 
 IMAGES, HELD_OUT, BATCH, EPOCHS = 63, 12, 16, 3
@@ -527,6 +529,32 @@ def test_the_caller_s_random_numbers_have_no_influence(run, reference, tmp_path)
         torch.manual_seed(123)
         run(tmp_path, "shi-ibp")
     assert_same_run(tmp_path, reference("shi-ibp"))
+
+
+def test_what_dropout_draws_is_not_what_attacks_start_from(run, tmp_path):
+    seeds = []
+
+    def look(batch):
+        seeds.append((torch.initial_seed(), batch.generator.initial_seed()))
+        return terms.natural(batch)
+
+    run(tmp_path, Method("look", 0.1, (Loss("look", 1.0, look),)), epochs=1)
+    assert len({seed for pair in seeds for seed in pair}) == 2 * len(seeds) > 2
+
+
+def test_the_metrics_do_not_move_weights_that_move_at_each_use(run, network, tmp_path, monkeypatch):
+    module, looks = network(), []
+    parametrizations.spectral_norm(module[3])
+
+    def look(*args):
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        found = evaluate(*args)
+        looks.append(same(before, module.state_dict()))
+        return found
+
+    monkeypatch.setattr("tightrope.train.loop.evaluate", look)
+    run(tmp_path, module=module)
+    assert looks == [True] * OPTIONS["epochs"]
 
 
 def test_every_epoch_sees_every_example_once_in_a_new_order(network, images, tmp_path):

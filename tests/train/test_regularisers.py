@@ -139,6 +139,13 @@ def test_a_network_without_activations_costs_nothing(batch, term):
     assert term(batch(nn.Sequential(nn.Linear(6, 3)).double(), eps=0.1, x=x, y=y)).item() == 0
 
 
+def test_l1_of_a_network_of_which_only_biases_are_trained_is_0(batch, network):
+    module = network()
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.ndim == 1)
+    assert l1(batch(module)).item() == 0
+
+
 def test_l1_is_of_the_weights_that_the_network_reads(batch, network):
     module = network(norm=True)
     expected = sum(layer.weight.abs().sum() for layer in (module[0], module[4], module[7]))

@@ -170,6 +170,18 @@ def test_witnesses_are_looked_for_before_anything_is_split(monkeypatch):
     torch.testing.assert_close(alone.point[0], found.point[wrong][-1])
 
 
+def test_a_witness_of_several_cells_is_the_point_of_one_of_them():
+    graph, x, y, region = examples(0, 5, 0.15)
+    y = (y + 1) % 3  # another label is wrong everywhere near
+    search = bab._Search(BranchAndBound(), Problem(graph, x, region, Spec.margins(y, 3, x)), y, math.inf)
+    cells = search._roots()
+    assert len(cells) > len(cells.example.unique())
+    points = region.project(x[cells.example], torch.rand_like(x[cells.example]))
+    search._try(points, cells)
+    for example in cells.example.unique():
+        assert (search.point[example] == points[cells.example == example]).all(1).any()
+
+
 def test_lots_of_cells_change_no_verdict(monkeypatch):
     problem = examples(0, 10, 0.1)
     whole = verdicts(ask(BranchAndBound(), *problem))

@@ -371,7 +371,7 @@ class TestFile:
         ({"tolerance": math.nan}, "tolerance"),
         ({"tolerance": math.inf}, "tolerance"),
         ({"tolerance": 1e-12}, "tolerance"),
-        ({"batch": 0}, "batch must be positive"),
+        ({"batch": 0}, "in a batch must be a whole number from 1 up"),
         ({"time_limit": 0.0}, "time limit in seconds must be a positive number, got 0.0"),
         ({"first": 0}, "must be a whole number from 1 up, got 0"),
         ({"verifier": "magic"}, "there is no verifier 'magic'"),

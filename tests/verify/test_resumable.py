@@ -221,6 +221,12 @@ class TestFile:
         assert not out.exists()
         assert len(certify(graph, examples, Box(0.1), out=out)) == 4
 
+    def test_a_second_writer_leaves_the_certificates_of_the_first_alone(self, graph, examples, tmp_path):
+        out = tmp_path / "certify.jsonl"
+        with FileLock(tmp_path / ".certify.jsonl.lock"), pytest.raises(InputError, match="another process"):
+            certify(graph, examples, Box(0.1), out=out, certificates=True)
+        assert not out.with_suffix(".certificates").exists()
+
     def test_one_that_cannot_be_written(self, graph, examples, tmp_path):
         (tmp_path / "file").write_text("")
         with pytest.raises(InputError, match=r"cannot write .*certify\.jsonl\.lock: File exists; check"):

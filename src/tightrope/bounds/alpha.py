@@ -23,7 +23,7 @@ from tightrope.bounds.linear import Linear, relax_all
 from tightrope.bounds.relax import Slopes, Step
 from tightrope.errors import InputError
 from tightrope.graph import Graph
-from tightrope.graph.ops import LeakyReLU, ReLU
+from tightrope.graph.ops import Kinked
 from tightrope.region import Region, dot
 
 Lines = Literal["triangle", "parallel"]
@@ -226,13 +226,14 @@ class Frame:
 
 def kinked(graph: Graph) -> Iterator[tuple[int, int]]:
     """The ReLUs and LeakyReLUs by node number, and how many neurons each has."""
-    return ((i, n.shape.numel()) for i, n in graph.activations() if isinstance(n.op, ReLU | LeakyReLU))
+    return ((i, n.shape.numel()) for i, n in graph.activations() if isinstance(n.op, Kinked))
 
 
 def left_slope(graph: Graph, node: int) -> float:
     """The slope of a ReLU or LeakyReLU left of 0."""
     op = graph.nodes[node].op
-    return op.slope if isinstance(op, LeakyReLU) else 0.0
+    assert isinstance(op, Kinked)
+    return op.slope
 
 
 def part_of(graph: Graph, node: int, part: slice) -> Callable[[Tensor], Tensor]:

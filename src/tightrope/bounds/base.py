@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tightrope.errors import InputError
 from tightrope.graph import Graph
 from tightrope.region import Region
 from tightrope.spec import Spec
@@ -47,6 +48,21 @@ class Bounds(Estimate):
     """Bounds of `C f(x')` over a region that hold, up to rounding (docs/soundness.md)."""
 
     guarantee: ClassVar[Guarantee] = "sound"
+
+
+def sound(found: Estimate, name: str) -> Bounds:
+    """What was found, if it are bounds that hold.
+
+    Args:
+        found: by something that stands in an engine's place.
+        name: how the error calls that.
+
+    Raises:
+        InputError: if it only estimates.
+    """
+    if not isinstance(found, Bounds):
+        raise InputError(f"{name} yields estimates, which prove nothing; use a sound engine or verifier")
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tightrope.bounds.base import Bounds, Engine, Problem
+from tightrope.bounds.base import Bounds, Engine, Problem, sound
 from tightrope.errors import InputError
 
 
@@ -22,7 +22,7 @@ class Intersect:
 
     def __call__(self, problem: Problem) -> Bounds:
         """See `Engine`."""
-        one, two = problem.bounds(self.first), problem.bounds(self.second)
+        one, two = _both(problem, self.first, self.second)
         return Bounds(
             torch.maximum(one.lower, two.lower),
             torch.minimum(one.upper, two.upper),
@@ -58,9 +58,15 @@ class Mix:
         """See `Engine`."""
         if self.share in (0, 1):
             return problem.bounds(self.first if self.share else self.second)
-        one, two = problem.bounds(self.first), problem.bounds(self.second)
+        one, two = _both(problem, self.first, self.second)
         return Bounds(
             torch.lerp(two.lower, one.lower, self.share),
             torch.lerp(two.upper, one.upper, self.share),
             boxes=one.boxes,
         )
+
+
+def _both(problem: Problem, first: Engine, second: Engine) -> tuple[Bounds, Bounds]:
+    """The bounds of two engines; an InputError if one of them only estimates."""
+    one, two = (sound(problem.bounds(engine), repr(engine)) for engine in (first, second))
+    return one, two

@@ -11,7 +11,7 @@ from torch import Tensor
 from tightrope.bounds.base import Bounds, Boxes, Problem
 from tightrope.bounds.relax import Lines, LowerSlope, relax
 from tightrope.bounds.relaxed import Columns, Source, Sources, push_columns
-from tightrope.graph.ops import Affine, LeakyReLU, Operator, ReLU
+from tightrope.graph.ops import Affine, Kinked, Operator
 from tightrope.region import dot
 
 
@@ -104,7 +104,7 @@ class HybridZonotope:
 
     def _activation(self, op: Operator, value: Hybrid, lower: Tensor, upper: Tensor) -> Hybrid:
         """An activation's value; one without a kink at 0 forgets the columns."""
-        if not isinstance(op, ReLU | LeakyReLU):
+        if not isinstance(op, Kinked):
             lower, upper = op.apply(lower), op.apply(upper)
             return Hybrid((lower + upper) / 2, (upper - lower) / 2, {}, value.source)
         lines = relax(op, lower, upper, self.slope)

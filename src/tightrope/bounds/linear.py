@@ -15,7 +15,7 @@ from tightrope.bounds.interval import Interval
 from tightrope.bounds.patches import Patches
 from tightrope.bounds.relax import LowerSlope, Relaxation, Slopes, relax, seen_from_middle
 from tightrope.graph import Graph
-from tightrope.graph.ops import Activation, Affine, LeakyReLU, ReLU
+from tightrope.graph.ops import Activation, Affine, Kinked
 from tightrope.region import Region
 
 
@@ -28,7 +28,7 @@ def path_over(problem: Problem, boxes: Boxes, slope: LowerSlope) -> Seen:
     graph, x, region = problem.graph, problem.x, problem.region
     last = len(graph.nodes) - 1
     activations = ((i, graph.nodes[i].op) for i in boxes)
-    kinks = {i: op for i, op in activations if isinstance(op, ReLU | LeakyReLU)}
+    kinks = {i: op for i, op in activations if isinstance(op, Kinked)}
     tightened = boxes is not problem.bounds(Interval()).boxes
     # A ball's first boxes are cut, so that its middle is not mapped to theirs: a bound would be wrong.
     if tightened or len(kinks) < len(boxes) or region.norm != "inf":

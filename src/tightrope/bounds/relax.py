@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tightrope.errors import InputError
-from tightrope.graph.ops import Activation, LeakyReLU, MaxPool, ReLU, Sigmoid, Tanh
+from tightrope.graph.ops import Activation, Kinked, LeakyReLU, MaxPool, ReLU, Sigmoid, Tanh
 from tightrope.region import dot
 
 LowerSlope = Literal["parallel", "adaptive", "zero", "one"]
@@ -230,17 +230,17 @@ def relax(
 
 
 def seen_from_middle(
-    op: ReLU | LeakyReLU,
+    op: Kinked,
     lower: Float[Tensor, "batch *shape"],
     upper: Float[Tensor, "batch *shape"],
     slope: Slope,
 ) -> Slopes:
     """The same relaxation, seen from the middle of its box, where the chord is halfway between its ends."""
-    left = op.slope if isinstance(op, LeakyReLU) else 0.0
     if slope != "adaptive":
-        return _kinked(left, lower, upper, slope).seen_from(torch.lerp(lower, upper, 0.5))[1]
+        return _kinked(op, lower, upper, slope).seen_from(torch.lerp(lower, upper, 0.5))[1]
     low = _more_active(lower, upper)
     high, gap = _Adaptive.apply(lower, upper, low)
+    left = op.slope
     return Slopes(_bent(low, left), _bent(high, left), (1 - left) * gap if left else gap)
 
 
@@ -254,21 +254,14 @@ def _more_active(lower: Tensor, upper: Tensor) -> Tensor:
     return (upper.detach() + lower.detach()).gt_(0)
 
 
-def _relu(_op: ReLU, lower: Tensor, upper: Tensor, slope: Slope) -> Lines:
-    return _kinked(0.0, lower, upper, slope)
-
-
-def _leaky(op: LeakyReLU, lower: Tensor, upper: Tensor, slope: Slope) -> Lines:
-    return _kinked(op.slope, lower, upper, slope)
-
-
-def _kinked(left: float, lower: Tensor, upper: Tensor, slope: Slope) -> Lines:
+def _kinked(op: Kinked, lower: Tensor, upper: Tensor, slope: Slope) -> Lines:
     """`max(z, left z)`: the chord above; below, a line through the kink with a slope in [left, 1].
 
     For ReLU (left = 0): upper line `u (z - l) / (u - l)`; "parallel" is Fast-Lin (Weng et al. 2018,
     and the dual of Wong and Kolter), "adaptive" is CROWN (Zhang et al. 2018): the line that leaves
     the smaller area.
     """
+    left = op.slope
     chord, offset = _Chord.apply(lower, upper)
     if left:
         chord, offset = _bent(chord, left), (1 - left) * offset
@@ -365,8 +358,8 @@ def _derivative(op: Sigmoid | Tanh, value: Tensor) -> Tensor:
 
 
 _RULES: dict[type[Activation], Callable[[Any, Tensor, Tensor, Slope], Relaxation]] = {
-    ReLU: _relu,
-    LeakyReLU: _leaky,
+    ReLU: _kinked,
+    LeakyReLU: _kinked,
     Sigmoid: _s_shaped,
     Tanh: _s_shaped,
     MaxPool: _max_pool,

@@ -23,13 +23,13 @@ from tightrope.bounds.interval import Interval
 from tightrope.bounds.relax import Lines, Relaxation, relax
 from tightrope.errors import InputError
 from tightrope.graph import Graph
-from tightrope.graph.ops import Affine, Conv, LeakyReLU, Linear, Operator, ReLU
+from tightrope.graph.ops import Affine, Conv, Kinked, Linear, Operator
 from tightrope.region import Box, Region, dot
 
 
 def _parallel(op: Operator | None, lower: Tensor, upper: Tensor) -> Lines:
     """Two lines of one slope around an activation, the lower one through 0."""
-    if not isinstance(op, ReLU | LeakyReLU):
+    if not isinstance(op, Kinked):
         raise InputError(
             f"only ReLU and LeakyReLU lie between parallel lines, this network has {type(op).__name__}: "
             "use another engine, for example crown"

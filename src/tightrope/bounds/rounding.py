@@ -9,18 +9,7 @@ from torch import Tensor
 from tightrope.bounds.base import Problem
 from tightrope.bounds.interval import Interval
 from tightrope.graph import Graph, Node
-from tightrope.graph.ops import (
-    Activation,
-    Affine,
-    Conv,
-    Dropout,
-    Identity,
-    LeakyReLU,
-    Linear,
-    MaxPool,
-    ReLU,
-    Reshape,
-)
+from tightrope.graph.ops import Activation, Affine, Conv, Dropout, Identity, Kinked, Linear, MaxPool, Reshape
 from tightrope.region import dot
 
 STEPS = 24  # roundings at a node besides those of its sums: lines, gaps, the middle and the radius of a box
@@ -95,7 +84,7 @@ def _longest_sums(graph: Graph, node: Node) -> int:
     if isinstance(node.op, Linear) or (isinstance(node.op, Conv) and not node.op.pad):
         weight = node.op.weight()
         return weight[0].numel() + weight.numel() // weight.shape[1]
-    if isinstance(node.op, Identity | Reshape | Dropout | ReLU | LeakyReLU | None):
+    if isinstance(node.op, Identity | Reshape | Dropout | Kinked | None):
         return 0
     return node.shape.numel() + sum(graph.nodes[j].shape.numel() for j in node.inputs)
 
@@ -109,10 +98,9 @@ def _through(
 ) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "batch *out"]]:
     """Size and error behind an activation."""
     outside = error + share * size  # how far the input may lie outside its box
-    if isinstance(op, ReLU | LeakyReLU):
+    if isinstance(op, Kinked):
         lower, upper = box
-        left = op.slope if isinstance(op, LeakyReLU) else 0.0
-        steepest = torch.where(upper < 0, left, 1.0)
+        steepest = torch.where(upper < 0, op.slope, 1.0)
         offset = torch.minimum(-lower, upper).clamp(min=0)
         violated = (lower < outside) & (upper > -outside)
         return steepest * size + offset, steepest * error + torch.where(violated, outside, 0.0)

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from tightrope.api import certify, find_device, latent_robustness, radius
+from tightrope.api import certify, device_for, latent_robustness, radius
 from tightrope.checker import summary as summarise
 from tightrope.cli.options import COUNT, FILE, json_option, keeping, number
 from tightrope.cli.question import AttackQuestion, Question, asking, asking_with_attack, verifier_option
@@ -20,6 +20,7 @@ from tightrope.data import load
 from tightrope.errors import InputError, SoundnessViolation
 from tightrope.files import to_json, write_atomically
 from tightrope.graph import trace
+from tightrope.parallel import Workers
 from tightrope.rechecking import recheck
 from tightrope.region import REGIONS, Region
 from tightrope.targets import Target, load_target
@@ -173,7 +174,7 @@ def _decide(question: AttackQuestion, verifier: str, time_limit: float, properti
         raise InputError(
             f"{question.target} does not say what its inputs look like: give a run folder or an .onnx file"
         )
-    where = find_device(question.device)
+    where = device_for(Workers(), question.device, verifier)
     graph = trace(target.model, target.input_shape)
     queries = read_vnnlib(properties, math.prod(target.input_shape), graph.classes)
     decision = decide(

@@ -62,6 +62,7 @@ class TensorSource:
 
     def __init__(self, split: Split, device: torch.device | str = "cpu") -> None:
         self.split = split.to(device)
+        self.device = torch.device(device)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -116,7 +117,7 @@ class LoaderSource:
             raise DataError(f"{type(dataset).__name__} is empty: give at least one example")
         self._examples = _Examples(dataset)
         self._workers = workers
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         self._first = self._examples.read_all([0], seed=0)[0][0]
 
     def __len__(self) -> int:
@@ -158,7 +159,7 @@ class LoaderSource:
         With workers, `order` is read a few batches ahead.
         """
         for x, y, index in self._read(order):
-            yield unit(x.to(self._device)), y.to(self._device), index.to(self._device)
+            yield unit(x.to(self.device)), y.to(self.device), index.to(self.device)
 
     def _read(self, order: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         loader: DataLoader[Any] = DataLoader(

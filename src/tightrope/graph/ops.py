@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -520,6 +520,8 @@ class Dropout(Affine):
 class ReLU(Activation):
     """`max(z, 0)`."""
 
+    slope: ClassVar[float] = 0.0  # left of 0
+
     def apply(self, *inputs: Tensor) -> Tensor:
         return F.relu(inputs[0])
 
@@ -536,6 +538,10 @@ class LeakyReLU(Activation):
 
     def apply(self, *inputs: Tensor) -> Tensor:
         return F.leaky_relu(inputs[0], self.slope)
+
+
+Kinked = ReLU | LeakyReLU
+"""Activations of two lines that meet in 0: `max(z, slope z)`."""
 
 
 @dataclass(frozen=True)

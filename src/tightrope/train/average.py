@@ -135,10 +135,10 @@ def recompute_statistics(graph: Graph, batches: Iterable[Float[Tensor, "batch *s
     modes = {module: module.training for module in graph.module.modules()}
     momenta = {norm: norm.momentum for norm in norms}
     graph.module.eval()
-    for norm in norms:
-        norm.train()
-        norm.reset_running_stats()
     try:
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
         seen = 0
         for x in batches:
             seen += len(x)

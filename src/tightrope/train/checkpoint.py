@@ -7,7 +7,8 @@ it belongs to (see `derive_seed`), and so are the order of the data and every sc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,13 @@ def derive_seed(seed: int, purpose: str, number: int) -> int:
     """A seed for one purpose at one step or epoch; unrelated for different arguments."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+@contextmanager
+def forked_rng(device: torch.device) -> Iterator[None]:
+    """What is drawn inside moves neither torch's generator of the CPU nor that of this device outside."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 def save_checkpoint(

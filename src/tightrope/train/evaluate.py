@@ -13,7 +13,7 @@ from torch import Tensor
 from tightrope.bounds import Engine, Latent, Problem
 from tightrope.bounds.latent import NOISE, boxes_upto
 from tightrope.graph import Graph
-from tightrope.graph.ops import LeakyReLU, ReLU
+from tightrope.graph.ops import Kinked
 from tightrope.region import Box, Region
 from tightrope.spec import Spec, smallest_margin
 from tightrope.train.batch import Search
@@ -48,7 +48,7 @@ def evaluate(
         bounds = engine(Problem(frozen, x, region, Spec.margins(y, graph.classes, x)))
         certified += int((smallest_margin(bounds.lower, y) > 0).sum())
         for i, (lower, upper) in bounds.boxes.items():
-            if isinstance(graph.nodes[i].op, ReLU | LeakyReLU):
+            if isinstance(graph.nodes[i].op, Kinked):
                 counts = torch.stack(
                     [(upper <= 0).float().mean(), (lower >= 0).float().mean(), (upper - lower).mean()]
                 )

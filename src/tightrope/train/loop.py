@@ -29,12 +29,20 @@ from tightrope.files import (
     write_atomically,
 )
 from tightrope.graph import Graph
+from tightrope.graph.graph import evaluation
 from tightrope.graph.ops import BatchNorm
 from tightrope.memory import channels_innermost, keep_freed
 from tightrope.progress import Progress
 from tightrope.train.average import Average, AveragedNetwork, recompute_statistics
 from tightrope.train.batch import Batch
-from tightrope.train.checkpoint import Checkpoint, Progressed, derive_seed, read_checkpoint, save_checkpoint
+from tightrope.train.checkpoint import (
+    Checkpoint,
+    Progressed,
+    derive_seed,
+    forked_rng,
+    read_checkpoint,
+    save_checkpoint,
+)
 from tightrope.train.combine import Total
 from tightrope.train.evaluate import HeldOut, evaluate, verified_error
 from tightrope.train.methods import Method
@@ -150,7 +158,7 @@ def train(
     stages = method.stages(graph)
     graph.module.train()
     clean = partial(_inputs, examples, index, training.batch, seed)
-    with torch.random.fork_rng(), _stop_requested() as stop, ExitStack() as held:
+    with forked_rng(held_out.x.device), _stop_requested() as stop, ExitStack() as held:
         held.enter_context(channels_innermost(graph.module))
         state = method.begin(graph, len(examples))
         average = AveragedNetwork(training.average, graph.module)
@@ -198,9 +206,9 @@ def train(
                 order = _order(index, training.batch, seed, epoch)[offset : offset + end - done.step]
                 for x, y, numbers in examples.batches(_seeded(order, seed, done.step)):
                     began = time.perf_counter()
-                    step_seed = derive_seed(seed, "step", done.step)
-                    _seed(step_seed)
-                    generator = torch.Generator(x.device).manual_seed(step_seed)
+                    # Not the generator's: dropout would follow the numbers that attacks start from.
+                    _seed(derive_seed(seed, "dropout", done.step))
+                    generator = torch.Generator(x.device).manual_seed(derive_seed(seed, "step", done.step))
                     now = Moment(method, training, epoch, done.step / total, stage)
                     for group in optimiser.param_groups:
                         group["lr"] = now.lr
@@ -374,12 +382,13 @@ def _epoch_record(
     gradient_norm = means.pop("gradient_norm")
     notes = {k.removeprefix(NOTE): v for k, v in means.items() if k.startswith(NOTE)}
     losses = {k: v for k, v in means.items() if not k.startswith(NOTE)}
-    accuracy, layers = evaluate(graph, held_out, now.method.ball(test_eps), now.method.engine)
     staged: dict[str, Any] = {}
-    if now.method.search is not None:
-        staged = {"stage": now.stage.number + 1}
-        error = verified_error(graph, held_out, test_eps, now.method.search, now.stage.cut)
-        accuracy = accuracy | {"verified_error": error}
+    with evaluation(graph.module):  # computed weights, such as spectral norm's, stay as they are
+        accuracy, layers = evaluate(graph, held_out, now.method.ball(test_eps), now.method.engine)
+        if now.method.search is not None:
+            staged = {"stage": now.stage.number + 1}
+            error = verified_error(graph, held_out, test_eps, now.method.search, now.stage.cut)
+            accuracy = accuracy | {"verified_error": error}
     return {
         "epoch": now.epoch + 1,
         "step": done.step,

@@ -14,7 +14,7 @@ from tightrope.bounds import Estimator, Interval
 from tightrope.bounds.pullback import Scheme
 from tightrope.bounds.relax import Slopes, channels_lie_innermost, once_differentiable
 from tightrope.errors import InputError
-from tightrope.graph.ops import LeakyReLU, ReLU
+from tightrope.graph.ops import Kinked
 from tightrope.train.batch import Batch, Term
 
 
@@ -96,12 +96,11 @@ def tightness_r(scheme: Scheme) -> Term:
         unstable = batch.x.new_zeros(len(batch.x))
         for i, coefficients in worst.coefficients.items():
             op, step = batch.graph.nodes[i].op, pulled.steps[i]
-            if not isinstance(op, ReLU | LeakyReLU) or not isinstance(step, Slopes):
+            if not isinstance(op, Kinked) or not isinstance(step, Slopes):
                 raise InputError(f"tightness-r is about ReLU and LeakyReLU, not {type(op).__name__}")
             lower, upper = pulled.boxes[i]
-            flattest = op.slope if isinstance(op, LeakyReLU) else 0.0
             counted = (lower < 0) & (upper > 0)
-            leaves = (counted & (step.low > flattest), counted & (step.low < 1))
+            leaves = (counted & (step.low > op.slope), counted & (step.low < 1))
             total = total + distance(worst.entering[i], coefficients, lower, upper, *leaves)
             unstable = unstable + counted.flatten(1).sum(1)
         return total.sum(1) / unstable.clamp(min=1)
@@ -198,7 +197,7 @@ def xiao_stability(batch: Batch) -> Float[Tensor, "batch"]:
 def l1(batch: Batch) -> Float[Tensor, ""]:
     """`sum |W|` over the weights that are trained, as the network reads them; biases do not count."""
     weights = {id(p): p for p in _weights(batch.graph.module) if p.requires_grad and p.ndim > 1}
-    return torch.stack([weight.abs().sum() for weight in weights.values()]).sum()
+    return sum((weight.abs().sum() for weight in weights.values()), batch.x.new_zeros(()))
 
 
 def _weights(module: nn.Module) -> Iterator[Tensor]:
@@ -213,7 +212,7 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
 def _relu_boxes(batch: Batch, engine: Estimator) -> list[tuple[Tensor, Tensor]]:
     """The boxes of the pre-activations of every layer of ReLUs."""
     boxes = batch.problem.bounds(engine).boxes
-    return [box for i, box in boxes.items() if isinstance(batch.graph.nodes[i].op, ReLU | LeakyReLU)]
+    return [box for i, box in boxes.items() if isinstance(batch.graph.nodes[i].op, Kinked)]
 
 
 def _imbalance(first: Tensor, second: Tensor, tau: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tightrope.errors import InputError
 from tightrope.graph import Graph
-from tightrope.graph.ops import LeakyReLU, ReLU
+from tightrope.graph.ops import Kinked
 from tightrope.train.schedules import Positive, Share
 
 
@@ -80,7 +80,7 @@ class Layerwise(BaseModel):
         """
         activations = [i for i, _ in graph.activations()]
         cuts = [0, *activations[:-1]]
-        strange = [graph.nodes[i] for i in cuts[1:] if not isinstance(graph.nodes[i].op, ReLU | LeakyReLU)]
+        strange = [graph.nodes[i] for i in cuts[1:] if not isinstance(graph.nodes[i].op, Kinked)]
         if strange:
             names = ", ".join(f"{node.name} ({type(node.op).__name__})" for node in strange)
             raise InputError(

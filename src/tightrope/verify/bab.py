@@ -362,7 +362,12 @@ class _Search:
         """Look whether the answer changes at points of some cells' regions."""
         point = self.region.at(cells.example).project(self.x[cells.example], points)
         wrong = answer(self.graph, point, self.y[cells.example]).margin <= 0
-        self.point[cells.example[wrong]] = point[wrong]
+        found, example = point[wrong], cells.example[wrong]
+        # One point for each example, whole: what writing two into one row leaves there is not defined.
+        numbers, nothing = torch.arange(len(found), device=found.device), torch.full((len(self.x),), -1)
+        chosen = nothing.to(found.device).scatter_reduce(0, example, numbers, "amax")
+        chosen = chosen[chosen >= 0]
+        self.point[example[chosen]] = found[chosen]
 
     def _decide(self, cell: _Cells, frame: Frame) -> None:
         """Decide a cell in which every sign is given; its example is given up if rounding forbids it."""

@@ -23,11 +23,12 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional as F
 
+from tightrope.bounds.alpha import left_slope
 from tightrope.bounds.base import Boxes
 from tightrope.bounds.patches import is_plain
 from tightrope.errors import InputError
 from tightrope.graph import Graph
-from tightrope.graph.ops import Affine, Conv, LeakyReLU, Operator, ReLU
+from tightrope.graph.ops import Affine, Conv, Kinked
 from tightrope.region import Box, L1Ball, Region
 
 NARROWEST = 1e-6  # an unstable neuron's box reaches this share of its larger side to the other one at least
@@ -62,7 +63,7 @@ def layers_of(graph: Graph) -> Layers:
     unfit = [
         f"{type(node.op).__name__} ({node.name})"
         for _, node in graph.activations()
-        if not isinstance(node.op, ReLU | LeakyReLU)
+        if not isinstance(node.op, Kinked)
     ]
     if unfit:
         raise InputError(
@@ -230,7 +231,7 @@ def encode(
             forms[i] = reduce(Form.__add__, map(Form.of, layers[i], inputs))
             continue
         (z,), (low, _), own = inputs, _flat(boxes[i]), neurons.of(i)
-        slope = _slope(node.op)
+        slope = left_slope(graph, i)
         kept = np.where(low >= 0, 1.0, slope)
         kept[own.place] = 0
         bent = own.parts(z.matrix.shape, slope)
@@ -270,7 +271,7 @@ def _neurons(graph: Graph, boxes: Boxes, first: int) -> Neurons:
         low, up = low[places], up[places]
         side = NARROWEST * np.maximum(-low, up)
         low, up = np.minimum(low, -side), np.maximum(up, side)
-        gap = (1 - _slope(graph.nodes[i].op)) * up * low / (low - up)
+        gap = (1 - left_slope(graph, i)) * up * low / (low - up)
         columns.append((np.full(len(places), i), places, low, up, gap))
     node, place, low, up, gap = map(np.concatenate, zip(*columns, strict=True))
     positive = first + np.arange(len(node))
@@ -311,11 +312,6 @@ def check_linear(region: Region) -> None:
 def _flat(box: tuple[Tensor, Tensor]) -> tuple[Float[ndarray, "neurons"], Float[ndarray, "neurons"]]:
     lower, upper = box
     return lower.flatten().numpy(), upper.flatten().numpy()
-
-
-def _slope(op: Operator | None) -> float:
-    """Of an activation, left of zero."""
-    return op.slope if isinstance(op, LeakyReLU) else 0.0
 
 
 def _entries(

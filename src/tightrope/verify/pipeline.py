@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,7 @@ def certify(
             resume=resume,
             workers=workers,
             rest=rest,
+            begin=None if keeper is None or out is None else partial(keeper.begin, out),
         )
     return Certification(verdicts, header, sum(verdict.seconds for verdict in verdicts))
 
@@ -206,7 +208,6 @@ def _certificates(
         return None
     facts = {name: identity[name] for name in ("eps", "norm", "domain", "data")}
     keeper = Certificates(out.with_suffix(".certificates"), network, facts)
-    keeper.begin(out)
     identity["certificates"] = keeper.digest
     header["certificates"] = {"folder": keeper.folder.name}
     return keeper

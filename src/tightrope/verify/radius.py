@@ -24,7 +24,7 @@ from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict bef
 from tightrope.bounds import Problem
 from tightrope.errors import InputError
 from tightrope.examples import Examples
-from tightrope.given import positive
+from tightrope.given import positive, whole
 from tightrope.graph import Graph, recast
 from tightrope.parallel import Workers
 from tightrope.region import Region
@@ -160,8 +160,7 @@ def certified_radii(
     tolerance = positive(tolerance, "the tolerance")
     if tolerance < largest * FINEST:
         raise InputError(f"the tolerance must be a number from {largest * FINEST:.2g} up, got {tolerance}")
-    if batch < 1:
-        raise InputError(f"the number of examples in a batch must be positive, got {batch}")
+    batch = whole(batch, "the number of examples in a batch", 1)
     time_limit = positive(time_limit, "the time limit in seconds")
     stages = find_verifier(verifier)
     if not stages:

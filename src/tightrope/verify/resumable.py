@@ -90,6 +90,7 @@ def go_through(
     resume: bool,
     workers: Workers = ALONE,
     rest: Rest[R] | None = None,
+    begin: Callable[[], None] | None = None,
 ) -> tuple[R, ...]:
     """One record per example, by index; appended to a file batch by batch.
 
@@ -110,6 +111,7 @@ def go_through(
         workers: who judges; the file is written by this process alone, in the order in which batches are
             done.
         rest: what is done about examples whose records are not final.
+        begin: writes what lies beside the file, when no other process can be writing it.
 
     Raises:
         InputError: if `first` is no positive number, the file cannot be written, or it already exists and
@@ -122,6 +124,8 @@ def go_through(
     inputs = Inputs({})
     keep_freed()
     with _only_writer_of(out), workers.pool() as pool:  # a file is begun only where there are workers
+        if begin is not None:
+            begin()
         if out is not None:
             known = _start(out, kind, header, resume, inputs)
         total = min(first or len(examples), len(examples))

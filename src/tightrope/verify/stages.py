@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds, Engine, Interval, Linear, Optimised, Optimum, Problem, rounding_error
-from tightrope.errors import TightropeError
+from tightrope.bounds.base import sound
 from tightrope.graph import Graph
 from tightrope.region import Region
 from tightrope.spec import smallest_margin
@@ -119,11 +119,9 @@ class BoundStage:
         """See `Stage`.
 
         Raises:
-            TightropeError: if what stands in the engine's place only estimates.
+            InputError: if what stands in the engine's place only estimates.
         """
-        bounds = problem.bounds(self.engine)  # the slack may ask for them again
-        if not isinstance(bounds, Bounds):
-            raise TightropeError(f"{self.name} yields estimates, which prove nothing; use a sound verifier")
+        bounds = sound(problem.bounds(self.engine), self.name)  # the slack may ask for them again
         margin = finite(smallest_margin(bounds.lower, y))
         proved = margin > slack(problem, bounds)
         proofs = None
