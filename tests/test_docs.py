@@ -51,6 +51,17 @@ def test_the_tour_of_the_python_interface_runs(page, tmp_path, monkeypatch):
     assert len(list(names["result"])) == names["result"].summary()["examples"] == 60
 
 
+def test_every_source_that_is_cited_by_a_short_name_is_explained():
+    pages = [*SOURCE.rglob("*.py"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.toml")]
+    # Papers, and the sheets of notes that no page of that name explains.
+    cited = {
+        name for page in pages for name in re.findall(r"\b[a-z_]+\.txt\b|\bseeds\.md\b", page.read_text())
+    }
+    sources = (ROOT / "docs" / "sources.md").read_text()
+    assert len(cited) > 5
+    assert all(f"| `{name}` |" in sources for name in cited)
+
+
 def test_recipes_in_the_repository_can_be_used():
     from tightrope.recipes import parse_recipe, read_recipe
 

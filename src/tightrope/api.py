@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float, Integer
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tightrope.attacks import Pgd
-from tightrope.bounds import Bounds, Engine, Interval, Problem
+from tightrope.bounds import Bounds, Engine, Estimate, Estimator, Interval, Problem
 from tightrope.bounds.base import sound
 from tightrope.data import Augment, DataSet, Source, as_source, hold_out
 from tightrope.errors import FileError, InputError, RecipeError
@@ -80,12 +80,24 @@ class Run:
         return [check_line(_RECORD, line, path, number) for number, line in enumerate(lines, start=1)]
 
 
+@overload
+def bounds(
+    model: nn.Module, x: Float[Tensor, "batch *shape"], region: Region, engine: Engine | None = None
+) -> Bounds: ...
+
+
+@overload
+def bounds(
+    model: nn.Module, x: Float[Tensor, "batch *shape"], region: Region, engine: Estimator
+) -> Estimate: ...
+
+
 def bounds(
     model: nn.Module,
     x: Float[Tensor, "batch *shape"],
     region: Region,
-    engine: Engine | None = None,
-) -> Bounds:
+    engine: Estimator | None = None,
+) -> Estimate:
     """Bounds of the logits over a region around each input.
 
     Args:
@@ -94,8 +106,20 @@ def bounds(
         region: where each input may move, for example `Box(eps=0.3)`.
         engine: how to bound; intervals if not said.
 
+    Returns:
+        `Bounds`, with `lower` and `upper` of shape (batch, classes); an `Estimate`, which proves nothing, by
+        what only estimates: `tightrope.engines.projected()`.
+
     Raises:
         InputError: if an input leaves the domain, or the network or its shape does not fit.
+
+    Example:
+        >>> import torch, tightrope as tr
+        >>> net = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = net.weight.data.copy_(torch.tensor([[1.0, -1.0], [0.0, 1.0]]))
+        >>> found = tr.bounds(net, torch.tensor([[0.5, 0.5]]), tr.Box(eps=0.1))
+        >>> [[round(v, 3) for v in side[0].tolist()] for side in (found.lower, found.upper)]
+        [[-0.2, 0.4], [0.2, 0.6]]
     """
     _check_inputs(model, x, region, engine)
     graph = trace(model, x.shape[1:])
@@ -119,7 +143,17 @@ def margins(
         engine: how to bound; intervals if not said.
 
     Raises:
-        InputError: if an input leaves the domain, a label is out of range, or shapes do not fit.
+        InputError: if an input leaves the domain, a label is out of range, shapes do not fit, or the engine
+            only estimates.
+
+    Example:
+        >>> import torch, tightrope as tr
+        >>> net = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        >>> x, y = torch.tensor([[0.9, 0.1], [0.5, 0.6]]), torch.tensor([0, 1])
+        >>> margins = tr.margins(net, x, y, tr.Box(eps=0.1))  # the label's own column is 0
+        >>> (margins.amin(1) >= 0).tolist()
+        [True, False]
     """
     _check_inputs(model, x, region, engine)
     _check_kind("the labels", y, Tensor, "torch.tensor([3, 7])")
@@ -128,13 +162,13 @@ def margins(
             f"labels must be {len(x)} class numbers, one per input, got {y.dtype} of shape {tuple(y.shape)}"
         )
     graph = trace(model, x.shape[1:])
-    return _bounds(engine, Problem(graph, x, region, Spec.margins(y, graph.classes, x))).lower
+    found = _bounds(engine, Problem(graph, x, region, Spec.margins(y, graph.classes, x)))
+    return sound(found, repr(engine)).lower
 
 
-def _bounds(engine: Engine | None, problem: Problem) -> Bounds:
+def _bounds(engine: Estimator | None, problem: Problem) -> Estimate:
     """Those of intervals if no engine is named, or where there is not one example."""
-    engine = engine if engine and len(problem.x) else Interval()
-    return sound(engine(problem), repr(engine))
+    return (engine if engine and len(problem.x) else Interval())(problem)
 
 
 def _check_kind(what: str, value: object, kind: type, usual: str) -> None:
@@ -144,7 +178,7 @@ def _check_kind(what: str, value: object, kind: type, usual: str) -> None:
         raise InputError(f"{what} must be {article} {kind.__name__}, for example {usual}; got {value!r:.100}")
 
 
-def _check_inputs(model: nn.Module, x: Tensor, region: Region, engine: Engine | None) -> None:
+def _check_inputs(model: nn.Module, x: Tensor, region: Region, engine: Estimator | None) -> None:
     _check_kind("the model", model, nn.Module, "torch.nn.Sequential(...)")
     _check_kind("the region", region, Region, "tightrope.Box(eps=0.3)")
     made = callable(engine) and not isinstance(engine, type)
@@ -208,6 +242,18 @@ def fit(
     Raises:
         InputError: if something given cannot be used.
         DivergedError: if a loss or gradient turns NaN or infinite.
+
+    Returns:
+        The run: its folder, the trained network in evaluation mode, and its `metrics()`.
+
+    Example:
+        >>> import tempfile, torch, tightrope as tr
+        >>> x, y = torch.rand(200, 1, 4, 4), torch.arange(200) % 3
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = tr.fit(net, (x, y), tr.methods.ibp(eps=0.05), epochs=2, out=folder)
+        ...     [record["epoch"] for record in run.metrics()]
+        [1, 2]
     """
     _check_kind("the model", model, nn.Module, "torch.nn.Sequential(...)")
     _check_kind("the method", method, Method, "tightrope.methods.ibp(eps=0.3)")
@@ -455,6 +501,15 @@ def certify(
     Raises:
         InputError: if something given cannot be used.
         SoundnessViolation: if an example is both certified and attacked.
+
+    Example:
+        >>> import torch, tightrope as tr
+        >>> net = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = net.weight.data.copy_(torch.eye(2))  # the larger entry wins
+        >>> images, labels = torch.tensor([[0.9, 0.1], [0.5, 0.6], [0.2, 0.3]]), torch.tensor([0, 1, 0])
+        >>> result = tr.certify(net, (images, labels), tr.Box(eps=0.1))
+        >>> [verdict.status for verdict in result]
+        ['robust', 'falsified', 'misclassified']
     """
     _check_question(region, attack, out, resume)
     seed = whole(seed, "the seed", 0, 2**32 - 1)
@@ -525,6 +580,14 @@ def radius(
 
     Raises:
         InputError: if something given cannot be used.
+
+    Example:
+        >>> import torch, tightrope as tr
+        >>> net = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = net.weight.data.copy_(torch.eye(2))  # the larger entry wins
+        >>> images, labels = torch.tensor([[0.9, 0.1], [0.5, 0.6]]), torch.tensor([0, 1])
+        >>> [round(found.radius, 2) for found in tr.radius(net, (images, labels), tr.Box(eps=0.5))]
+        [0.4, 0.05]
     """
     _check_question(region, None, out, resume)
     workers = Workers(jobs, ray)
@@ -573,6 +636,17 @@ def latent_robustness(
 
     Raises:
         InputError: if something given cannot be used.
+
+    Returns:
+        Counts, with a `summary()`.
+
+    Example:
+        >>> import torch, tightrope as tr
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+        >>> images, labels = torch.rand(10, 2), torch.tensor([0, 1] * 5)
+        >>> found = tr.latent_robustness(net, (images, labels), tr.Box(eps=0.1), "1")
+        >>> found.withstood <= found.clean_correct <= found.examples == 10
+        True
     """
     where = find_device(device)
     source = _source(test_set, where)

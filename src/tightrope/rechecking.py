@@ -59,8 +59,20 @@ def recheck(path: Path | str) -> Recheck:
     Args:
         path: the file of verdicts; its certificates lie in the folder beside it.
 
+    Returns:
+        What was accepted and rejected, and what it was compared with.
+
     Raises:
         InputError: if it is no file of verdicts with certificates.
+
+    Example:
+        >>> import tempfile, torch, tightrope as tr
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> data = torch.rand(5, 2), torch.tensor([0, 1, 0, 1, 0])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = tr.certify(net, data, tr.Box(eps=0.01), out=f"{folder}/c.jsonl", certificates=True)
+        ...     tr.recheck(f"{folder}/c.jsonl").rejected
+        ()
     """
     path = Path(path)
     try:

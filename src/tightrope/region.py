@@ -137,7 +137,19 @@ class Region(ABC):
 
 @dataclass(frozen=True)
 class Box(Region):
-    """The l_inf ball cut with the domain: `[max(0, x - eps), min(1, x + eps)]`. Everything is exact."""
+    """The l_inf ball cut with the domain: `[max(0, x - eps), min(1, x + eps)]`. Everything is exact.
+
+    Args:
+        eps: radius in pixel units, a number or one per example `(batch,)`; finite, not negative.
+        domain: smallest and largest value an input may take, or None where inputs are unbounded.
+
+    Raises:
+        InputError: as `Region`.
+
+    Example:
+        >>> [corner.tolist() for corner in Box(eps=0.25).corners(torch.tensor([[0.5, 1.0]]))]
+        [[[0.25, 0.75]], [[0.75, 1.0]]]
+    """
 
     norm: ClassVar[str] = "inf"
 
@@ -267,7 +279,7 @@ class _Ball(Region):
 
 @dataclass(frozen=True)
 class L2Ball(_Ball):
-    """The l_2 ball cut with the domain.
+    """The l_2 ball cut with the domain: `eps` (in pixel units) and `domain` as for `Box`.
 
     `minimise` moves entry i by `min(|row_i| / m, room_i)`, where `room_i` is what the domain leaves. Any
     multiplier m yields a lower bound; it is exact if the entries that reach the domain's edge stayed the
@@ -319,7 +331,7 @@ class L2Ball(_Ball):
 
 @dataclass(frozen=True)
 class L1Ball(_Ball):
-    """The l_1 ball cut with the domain.
+    """The l_1 ball cut with the domain: `eps` (in pixel units) and `domain` as for `Box`.
 
     `minimise` is exact: the entries with the largest coefficients move first, each to the domain's edge,
     until eps is used up. `project` goes onto the ball (Duchi et al. 2008,
