@@ -435,6 +435,31 @@ def test_devices_go_by_name():
             find_device(name)
 
 
+def test_of_a_large_dataset_only_the_first_examples_are_read():
+    read = set()
+
+    class Large(Dataset):
+        def __len__(self):
+            return 100_000
+
+        def __getitem__(self, index):
+            read.add(index)
+            return torch.tensor([0.2, 0.7]), 7 if index == 99_000 else index % 2
+
+    for ask in (tr.certify, tr.radius):
+        assert len(ask(network(), Large(), BOX, first=5)) == 5
+    assert len(read) <= 5 + 16  # of 16 the identity is made
+    with pytest.raises(InputError, match="the number of examples must be a whole number"):
+        tr.certify(network(), Large(), BOX, first=2.5)
+
+
+@pytest.mark.parametrize("ask", [tr.certify, tr.radius])
+def test_warnings_are_about_the_line_that_called(ask):
+    with pytest.warns(UserWarning, match=r"eps 1.5 is wider") as caught:
+        ask(network(), examples(5), tr.Box(1.5))
+    assert [warning.filename for warning in caught] == [__file__]
+
+
 def test_programs_are_solved_on_the_cpu_even_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert device_for(Workers(), "auto").type == "cuda"

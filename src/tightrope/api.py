@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds, Engine, Estimate, Estimator, Interval, Problem
 from tightrope.bounds.base import sound
 from tightrope.data import Augment, DataSet, Source, as_source, hold_out
-from tightrope.errors import FileError, InputError, RecipeError
+from tightrope.errors import FileError, InputError, RecipeError, warn
 from tightrope.files import check_line, locked, read_lines, to_json, write_atomically
 from tightrope.given import whole
 from tightrope.graph import Graph, check_training_mode, trace
@@ -282,10 +281,9 @@ def fit(
     if isinstance(train_set, DataLoader):
         theirs = getattr(train_set.batch_sampler, "batch_size", None)  # None where it makes no batches
         if theirs not in (None, recipe.training.batch):
-            warnings.warn(
+            warn(
                 f"the loader is read for its examples: batches are of batch={recipe.training.batch}, not of "
                 f"{theirs}",
-                stacklevel=2,
             )
     return run_recipe(recipe, method.over(recipe.norm), model, source, out=Path(out), resume=resume)
 
@@ -443,9 +441,18 @@ def _source(data: Any, device: torch.device) -> Source:
     return source
 
 
-def _trace_for(source: Source, model: nn.Module, device: torch.device) -> Graph:
+def _trace_for(source: Source, model: nn.Module, device: torch.device, first: int | None = None) -> Graph:
+    """The network, traced; an InputError if it has no output for a label of the (first) examples.
+
+    To read them all may take long where they are no tensors.
+    """
     graph = trace(model.to(device), source.shape)
-    highest = int(source.labels().max())
+    if first is None:
+        labels = source.labels()
+    else:
+        few = torch.arange(min(whole(first, "the number of examples", 1), len(source)))
+        labels = torch.cat([y for _, y, _ in source.batches(few.split(CHUNK))])
+    highest = int(labels.max())
     if highest >= graph.classes:
         raise InputError(f"the network has {graph.classes} outputs, but the data has the label {highest}")
     return graph
@@ -517,7 +524,7 @@ def certify(
     where = device_for(workers, device, verifier)
     source = _source(test_set, where)
     return judge(
-        _trace_for(source, _copy(model), where),
+        _trace_for(source, _copy(model), where, first),
         source,
         region,
         verifier=verifier,
@@ -594,7 +601,7 @@ def radius(
     where = device_for(workers, device, verifier)
     source = _source(test_set, where)
     return certified_radii(
-        _trace_for(source, _copy(model), where),
+        _trace_for(source, _copy(model), where, first),
         source,
         region,
         tolerance=tolerance,
@@ -650,7 +657,7 @@ def latent_robustness(
     """
     where = find_device(device)
     source = _source(test_set, where)
-    graph = _trace_for(source, _copy(model), where)
+    graph = _trace_for(source, _copy(model), where, first)
     return attack_inside(graph, source, region, node, attack=attack, first=first, seed=seed)
 
 
@@ -699,19 +706,17 @@ def warn_of_settings(recipe: Recipe, method: Method) -> None:
     if method.norm == "inf":
         warn_of_wide(trained)
     if any(loss.certified for loss in method.losses) and (recipe.test_eps or 0.0) > trained:
-        warnings.warn(
+        warn(
             f"the network is trained at eps {trained:.4g} but is to be certified at {recipe.test_eps:.4g}: "
             "train at the test eps or above",
-            stacklevel=4,
         )
 
 
 def warn_of_wide(eps: float) -> None:
     """Warn of an l_inf radius that is probably meant in other units."""
     if eps > 1:
-        warnings.warn(
+        warn(
             f"eps {eps:g} is wider than the range of a pixel, [0, 1]: write {eps:g}/255 for grey levels",
-            stacklevel=4,
         )
 
 

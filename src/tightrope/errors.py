@@ -1,10 +1,18 @@
-"""Everything tightrope raises on purpose.
+"""Everything tightrope raises on purpose, and how it warns.
 
 Every message says what was wrong, what was seen, and what to do about it. The command line turns
 `exit_code` into the process's exit status and prints the message without a traceback.
 """
 
 from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+_INSIDE = tuple(str(Path(file).parent) for file in (__file__, torch.__file__))
 
 
 class TightropeError(Exception):
@@ -47,3 +55,11 @@ class SoundnessViolation(TightropeError):
     """An example was certified and attacked at once: a bug, never to be ignored; exit status 3."""
 
     exit_code = 3
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called: the last one that lies outside of tightrope and torch."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

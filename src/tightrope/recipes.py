@@ -142,7 +142,8 @@ def parse_recipe(content: Mapping[str, Any], source: str) -> Recipe:
     """
     # What `tightrope tune` would vary is no part of a run: without it the recipe is whole.
     content = {key: value for key, value in content.items() if key != "tune"}
-    name = (content.get("method") or {}).get("name") if isinstance(content.get("method"), Mapping) else None
+    method = content.get("method")
+    name = method.get("name") if isinstance(method, Mapping) else None
     if (
         isinstance(name, str)
         and name in DEFAULT_TRAINING

@@ -16,7 +16,7 @@ from tightrope.graph import trace
 from tightrope.region import Box, L2Ball
 from tightrope.spec import Spec
 
-from .test_relaxed import CLASSES, EPS, NETWORKS, inputs, network, problem
+from .test_relaxed import CLASSES, EPS, NETWORKS, inputs, network, problem, worst_of
 
 EXACT = Linear("parallel", "linear", sides="none")
 
@@ -41,8 +41,8 @@ def exact_bounds(region: Latent, asked: Problem, node: int):
     """Bounds of every entry of a node's value over the region."""
     shape = asked.graph.nodes[node].shape
     rows = torch.eye(shape.numel(), dtype=torch.float64).view(1, -1, *shape).expand(len(asked.x), -1, *shape)
-    lower = region.network.worst(asked.x, asked.region, rows, node).lower
-    upper = -region.network.worst(asked.x, asked.region, -rows, node).lower
+    lower = worst_of(region.network, asked, rows, node).lower
+    upper = -worst_of(region.network, asked, -rows, node).lower
     return lower.view(-1, *shape), upper.view(-1, *shape)
 
 
@@ -103,7 +103,7 @@ class TestSoundness:
 def test_behind_the_last_activation_the_bounds_are_those_of_fast_lin(name):
     asked = problem(name, Box(0.2))
     region = latent(asked, nodes(asked.graph)[-1])
-    found = region.network.worst(asked.x, asked.region, asked.spec.rows).lower
+    found = worst_of(region.network, asked, asked.spec.rows).lower
     torch.testing.assert_close(found, asked.bounds(fast_lin()).lower, atol=1e-12, rtol=0)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tightrope.bounds import Bounds, Engine, Forward, Interval, Problem, RelaxedNetwork, crown, fast_lin
+from tightrope.bounds.backward import lower_bound, path
 from tightrope.errors import InputError
 from tightrope.graph import trace
 from tightrope.region import REGIONS, Box, L2Ball
@@ -85,6 +87,29 @@ def inputs(seed: int = 0, batch: int = 3):
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(batch, 1, 3, 3, generator=generator, dtype=torch.float64)
     return x, torch.arange(batch) % CLASSES
+
+
+@dataclass(frozen=True)
+class Worst:
+    """Where a relaxed network is smallest, for each row: its value there, inputs, and noise, -1 or 1."""
+
+    lower: Tensor
+    points: Tensor
+    noise: dict[int, Tensor]
+
+
+def worst_of(relaxed: RelaxedNetwork, asked: Problem, rows: Tensor, node: int | None = None) -> Worst:
+    """The optimal perturbations: `run` with them yields the smallest `<row, value of the node>`.
+
+    Source: tight_relaxation.txt, section 3.1. Where a coefficient is 0, any noise is optimal; this takes -1,
+    which is the lower line (`delta* = 0`).
+    """
+    reached: dict[int, Tensor] = {}
+    last = len(relaxed.graph.nodes) - 1 if node is None else node
+    seen, _ = path(relaxed.graph, asked.x, asked.region, last, relaxed.lines)
+    lower = lower_bound(relaxed.graph, asked.x, asked.region, last, rows, seen, reached)
+    points = asked.region.minimiser(asked.x, reached.pop(0))
+    return Worst(lower, points, {i: torch.where(A < 0, 1.0, -1.0).to(A) for i, A in reached.items()})
 
 
 def problem(name: str, region, seed: int = 0):
@@ -216,7 +241,7 @@ class TestRelaxedNetwork:
         asked = problem(name, REGIONS[norm](0.3, domain=None), seed=1)
         bounds = asked.bounds(fast_lin())
         relaxed = RelaxedNetwork.over(asked.graph, bounds.boxes)
-        worst = relaxed.worst(asked.x, asked.region, asked.spec.rows)
+        worst = worst_of(relaxed, asked, asked.spec.rows)
         assert_equal(worst.lower, bounds.lower)
         logits = relaxed.run(worst.points, worst.noise)
         assert_equal((asked.spec.rows * logits).sum(2), bounds.lower)
@@ -232,7 +257,7 @@ class TestRelaxedNetwork:
         last, node = (sorted(bounds.boxes)[-1], asked.graph.nodes[sorted(bounds.boxes)[-1]].inputs[0])
         size = asked.graph.nodes[node].shape.numel()
         rows = torch.eye(size, dtype=torch.float64).expand(len(asked.x), -1, -1)
-        worst = relaxed.worst(asked.x, asked.region, rows, node)
+        worst = worst_of(relaxed, asked, rows, node)
         value = relaxed.run(worst.points, worst.noise, until=node).diagonal(dim1=1, dim2=2)
         assert_equal(value, worst.lower)
         interval = asked.bounds(Interval()).boxes[last]

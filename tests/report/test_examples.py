@@ -69,7 +69,7 @@ class TestExamples:
         assert "Inputs of shape (2,) are not images" in page.text
 
     def test_data_that_is_not_at_hand_is_said_and_not_downloaded(self, report, make_run, monkeypatch):
-        def load(name, root, download):
+        def load(name, download):
             assert not download
             raise DataError("mnist is missing")
 

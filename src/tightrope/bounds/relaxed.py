@@ -39,21 +39,6 @@ def _parallel(op: Operator | None, lower: Tensor, upper: Tensor) -> Lines:
     return lines
 
 
-@dataclass(frozen=True)
-class Worst:
-    """Where a relaxed network is smallest, for each row of a specification.
-
-    Args:
-        lower: its value there: Fast-Lin's bound.
-        points: the inputs, which lie in the region.
-        noise: by node number of each activation that the rows depend on, -1 or 1.
-    """
-
-    lower: Float[Tensor, "batch rows"]
-    points: Float[Tensor, "batch rows *shape"]
-    noise: dict[int, Tensor]
-
-
 @dataclass(frozen=True, eq=False)
 class RelaxedNetwork:
     """A network with activations replaced by `D z + mu + mu e`.
@@ -105,31 +90,6 @@ class RelaxedNetwork:
             values.append((lines.upper_slope.unsqueeze(1) * z + shift).flatten(0, 1))
         value: Tensor = values[last].unflatten(0, batch_and_points)
         return value
-
-    def worst(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        region: Region,
-        rows: Float[Tensor, "batch rows *value"],
-        node: int | None = None,
-    ) -> Worst:
-        """The optimal perturbations: `run` with them yields the smallest `<row, value of the node>`.
-
-        Source: tight_relaxation.txt, section 3.1. Where a coefficient is 0, any noise is optimal; this
-        takes `e = -1`, which is the lower line (`delta* = 0`).
-
-        Args:
-            x: centres of the region.
-            region: where each input may move.
-            rows: coefficients of the node's value.
-            node: the last one if None.
-        """
-        reached: dict[int, Tensor] = {}
-        last = len(self.graph.nodes) - 1 if node is None else node
-        seen, _ = path(self.graph, x, region, last, self.lines)
-        lower = lower_bound(self.graph, x, region, last, rows, seen, reached)
-        points = region.minimiser(x, reached.pop(0))
-        return Worst(lower, points, {i: torch.where(A < 0, 1.0, -1.0).to(A) for i, A in reached.items()})
 
 
 class Source(ABC):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from tightrope.checker import summary as summarise
 from tightrope.cli.options import COUNT, FILE, json_option, keeping, number
 from tightrope.cli.question import AttackQuestion, Question, asking, asking_with_attack, verifier_option
 from tightrope.data import load
-from tightrope.errors import InputError, SoundnessViolation
+from tightrope.errors import InputError, SoundnessViolation, warn
 from tightrope.files import to_json, write_atomically
 from tightrope.graph import trace
 from tightrope.parallel import Workers
@@ -105,9 +104,8 @@ def _on_what(question: Question) -> tuple[Target, str, Region]:
         raise InputError(_missing(question.target, data, eps))
     norm = question.norm or target.norm
     if question.eps is None and norm != target.norm:
-        warnings.warn(
+        warn(
             f"the run's test eps {eps:.4g} is one in l_{target.norm}, and is taken for l_{norm}: say --eps",
-            stacklevel=2,
         )
     return target, data, REGIONS[norm](eps)
 
@@ -124,7 +122,7 @@ def _judge(
     target, data, region = _on_what(question)
     attack = question.attack() if question.attack_steps else None
     if region.eps == 0:
-        warnings.warn("at eps 0 nothing moves, and robust means correct: say how far, --eps", stacklevel=2)
+        warn("at eps 0 nothing moves, and robust means correct: say how far, --eps")
     dataset = load(data)
     out = question.file(f"certify-{verifier}-{region.norm}-{region.eps:.4g}", target)
     with keeping(out):

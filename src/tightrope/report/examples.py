@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib.image
@@ -126,13 +125,13 @@ def _png(image: NDArray[np.float64], signed: bool = False) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def loader(root: Path | None) -> Load:
-    """A function that loads each data set once, from `root`, and downloads nothing."""
+def loader() -> Load:
+    """A function that loads each data set once, and downloads nothing."""
     loaded: dict[str, DataSet] = {}
 
     def get(name: str) -> DataSet:
         if name not in loaded:
-            loaded[name] = load_data(name, root=root, download=False)
+            loaded[name] = load_data(name, download=False)
         return loaded[name]
 
     return get

@@ -56,7 +56,7 @@ class RunView:
         return summary_of(dict(self.facts))
 
 
-def write_report(runs: Sequence[Path], out: Path, data_root: Path | None = None) -> None:
+def write_report(runs: Sequence[Path], out: Path) -> None:
     """Write one self-contained HTML page on one or several run or results folders.
 
     The page needs no network and no other file. Nothing is downloaded: where the data set of a successful
@@ -65,7 +65,6 @@ def write_report(runs: Sequence[Path], out: Path, data_root: Path | None = None)
     Args:
         runs: the folders, in the order in which the page shows them.
         out: the HTML file to write; its folder is made if need be.
-        data_root: where data sets lie, as for `tightrope.data.load`.
 
     Raises:
         InputError: no folder is given, one is not a run folder, a file in it is broken, or `out` cannot be
@@ -75,7 +74,7 @@ def write_report(runs: Sequence[Path], out: Path, data_root: Path | None = None)
         write_report([Path("runs/a"), Path("runs/b")], Path("report.html"))
     """
     read = _read(runs)
-    load = loader(data_root)
+    load = loader()
     views = [
         _run(label, run, f"run{place}", load) for place, (label, run) in enumerate(read.items(), start=1)
     ]
@@ -158,10 +157,7 @@ def render(out: Path, template: str, **content: Any) -> None:
         lstrip_blocks=True,
     )
     page = templates.get_template(template).render(content)
-    try:
-        write_atomically(out, page)
-    except OSError as error:
-        raise InputError(f"cannot write the report to {out}: {error.strerror}; give another --out") from None
+    write_atomically(out, page)
 
 
 def _run(label: str, run: Run, anchor: str, load: Load) -> RunView:

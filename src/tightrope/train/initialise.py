@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.parametrize import is_parametrized
 
 from tightrope.graph import Graph
-from tightrope.graph.ops import Add, Affine, Conv, Linear
+from tightrope.graph.ops import Add, Conv, Linear
 
 
 @torch.no_grad()
@@ -43,5 +43,5 @@ def _fed_by_sum(graph: Graph, i: int) -> bool:
     op = graph.nodes[source].op
     if isinstance(op, Add):
         return True
-    passes = op is not None and not (isinstance(op, Affine) and isinstance(op, Linear | Conv))
+    passes = op is not None and not isinstance(op, Linear | Conv)
     return passes and len(graph.nodes[source].inputs) == 1 and _fed_by_sum(graph, source)

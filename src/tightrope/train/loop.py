@@ -6,7 +6,6 @@ import math
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
 
-from tightrope.errors import DivergedError, InputError
+from tightrope.errors import DivergedError, InputError, warn
 from tightrope.examples import Examples
 from tightrope.files import (
     append_lines,
@@ -432,10 +431,9 @@ def _forget_epochs_after(metrics: Path, step: int, per_epoch: int) -> None:
         write_atomically(metrics, b"".join(line + b"\n" for line in kept))
     epochs = step // per_epoch
     if len(kept) < epochs:
-        warnings.warn(
+        warn(
             f"{metrics} holds {len(kept)} of the {epochs} epochs that are done: restore it, or reports lack "
             "the others (the training goes on as it would have)",
-            stacklevel=3,
         )
 
 
@@ -443,17 +441,15 @@ def warn_of_schedules(method: Method, training: Training) -> None:
     """Warn of schedules that probably do not go together as they are meant to."""
     arrived = settles(method.eps)
     if first_drop(training.lr) < arrived:
-        warnings.warn(
+        warn(
             f"the learning rate falls at {first_drop(training.lr):.3g} of the run, before eps has arrived at "
             f"{arrived:.3g}: the network will hardly learn the full radius",
-            stacklevel=5,
         )
     average = training.average
     if average is not None and average.begin < arrived:
-        warnings.warn(
+        warn(
             f"training.average begins at {average.begin:.3g} of the run, before eps has arrived at "
             f"{arrived:.3g}: the mean takes in networks that were trained for smaller balls",
-            stacklevel=5,
         )
 
 

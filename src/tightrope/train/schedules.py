@@ -183,7 +183,8 @@ def settles(number: float | Ramp | Steps) -> float:
     return number.finish if isinstance(number, Ramp) and number.start != number.end else 0.0
 
 
-def _smooth(done: float, middle: float = 0.25, exponent: int = 4) -> float:
+def _smooth(done: float) -> float:
+    middle, exponent = 0.25, 4
     scale = 1 / (middle ** (exponent - 1) * ((1 - middle) * exponent + middle))
     if done < middle:
         return float(scale * done**exponent)

@@ -8,7 +8,6 @@ wrong verdict.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tightrope.errors import InputError, UnsupportedOperatorError
+from tightrope.errors import InputError, UnsupportedOperatorError, warn
 from tightrope.extras import require
 from tightrope.graph.onnx.rules import (
     FLOATS,
@@ -107,10 +106,9 @@ def _compare_with_runtime(network: OnnxNetwork, model: Any, reader: _Reader, whe
     try:
         import onnxruntime
     except ImportError:
-        warnings.warn(
+        warn(
             f"{where} was read but not compared with onnxruntime, which is not installed: "
             "pip install 'tightrope[onnx]'",
-            stacklevel=5,
         )
         return
     options = onnxruntime.SessionOptions()
