@@ -194,6 +194,7 @@ class TestWhatItIsComparedWith:
             (-1, "-1 is not the index of an example"),
             (0.5, "0.5 is not the index of an example"),
             (20, "data.npz has no such example"),
+            (21, "21 is not the index of an example"),
         ],
     )
     def test_an_example_that_the_data_set_does_not_have_is_rejected(self, here, index, reason):
@@ -202,6 +203,7 @@ class TestWhatItIsComparedWith:
         record = next(r for r in files.records if r["status"] == "misclassified")
         _, claim, _ = files.claim(record)
         record["index"] = claim["index"] = index
+        files.header["examples"] = 21
         files.write(here / "c.jsonl", sealed=True)
         assert {"index": index, "reason": reason} in tr.recheck("c.jsonl").rejected
 

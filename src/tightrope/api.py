@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds, Engine, Estimate, Estimator, Interval, Problem
 from tightrope.bounds.base import sound
+from tightrope.bounds.rounding import plain_sums
 from tightrope.data import Augment, DataSet, Source, as_source, hold_out
 from tightrope.errors import FileError, InputError, RecipeError, warn
 from tightrope.files import check_line, locked, read_lines, to_json, write_atomically
@@ -167,7 +168,8 @@ def margins(
 
 def _bounds(engine: Estimator | None, problem: Problem) -> Estimate:
     """Those of intervals if no engine is named, or where there is not one example."""
-    return (engine if engine and len(problem.x) else Interval())(problem)
+    with plain_sums():
+        return (engine if engine and len(problem.x) else Interval())(problem)
 
 
 def _check_kind(what: str, value: object, kind: type, usual: str) -> None:

@@ -414,7 +414,7 @@ def margin_at(network: Network, point: Array, label: int, predicted: int) -> flo
     """The margin at a point where the network answers as it is said to, to within rounding."""
     logits = network.run(point)[0]
     require(is_class(predicted, len(logits)), f"there is no class {predicted!r}")
-    least = logits.max() - 1e-9 * (1 + np.abs(logits).max())
+    least = logits.max() - 1e-9 * (1 + abs(logits.max()))  # of the largest: other classes may be masked
     require(logits[predicted] >= least, f"the network does not answer {predicted}, as is said")
     return float(logits[label] - np.delete(logits, label).max())
 
@@ -504,7 +504,7 @@ def recheck(path: Path, content: bytes | None = None) -> Json:
     for done, record in enumerate(records):
         try:
             index = record["index"]
-            require(type(index) is int and index >= 0, f"{index!r} is not the index of an example")
+            require(type(index) is int and index in expected, f"{index!r} is not the index of an example")
             require(index not in seen, "the example stands there twice")
             seen.add(index)
             network = network or Network(content or contents(stored, identity["certificates"]))

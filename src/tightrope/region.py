@@ -49,9 +49,9 @@ class Region(ABC):
                 f"eps must be finite and not negative (a number, or one per example), got {self.eps!r}; "
                 "it is in pixel units: 0.3, or 8 / 255 without quotes"
             )
-        if self.domain is not None and not (
-            len(self.domain) == 2 and -math.inf < self.domain[0] <= self.domain[1] < math.inf
-        ):
+        ends = self.domain or (0, 1)
+        numbers = all(isinstance(end, int | float) for end in ends)
+        if not (numbers and len(ends) == 2 and -math.inf < ends[0] <= ends[1] < math.inf):
             raise InputError(
                 "the domain must be the smallest and the largest value of an input, or None where inputs are "
                 f"unbounded; got {self.domain}"

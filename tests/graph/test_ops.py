@@ -441,6 +441,14 @@ def test_in_evaluation_an_operator_runs_as_it_is_applied(row):
     assert after is node.op
 
 
+@pytest.mark.parametrize("divide", [False, True])
+def test_the_least_number_of_an_integer_type_has_an_absolute_value(divide):
+    forward = (lambda s, x: x / s.q) if divide else (lambda s, x: x * s.q)
+    graph = trace(Fn(forward, q=torch.tensor([-128, 127], dtype=torch.int8)), (2,))
+    radius = graph.nodes[1].op.absolute(torch.ones(1, 2))
+    assert radius[0].tolist() == pytest.approx([1 / 128, 1 / 127] if divide else [128.0, 127.0])
+
+
 def test_a_mask_of_truth_values_is_its_own_absolute_value():
     graph = trace(Fn(lambda s, x: x * s.mask, mask=torch.tensor([True, False])), (2,))
     assert graph.nodes[1].op.absolute(torch.ones(1, 2)).tolist() == [[1.0, 0.0]]

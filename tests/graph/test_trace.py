@@ -920,6 +920,36 @@ class TestBadInput:
             net.mean.copy_(torch.tensor([1, 100, 200, 255]))
             assert torch.equal(graph.run(batch(4))[0], net(batch(4)))
 
+    def test_what_is_written_into_a_layer_s_own_tensors_is_refused(self):
+        def adapt(s: Fn, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                s.norm.running_mean.copy_(x.mean(0))
+            return s.norm(x)
+
+        def shift(s: Fn, x: Tensor) -> Tensor:
+            s.layer.bias.copy_(x[0])
+            return s.layer(x)
+
+        nets = (Fn(adapt, norm=nn.BatchNorm1d(4)), Fn(shift, layer=nn.Linear(4, 4).requires_grad_(False)))
+        for net in nets:
+            assert "changes parameters or buffers that it reads" in refusal(net, (4,))
+
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda h: h.detach().numpy().fill(0.0),
+            lambda h: h.untyped_storage().fill_(0),
+            lambda h: h.__array__().fill(0.0),
+        ],
+    )
+    def test_memory_that_is_given_away_is_refused(self, write):
+        def forward(s: Fn, x: Tensor) -> Tensor:
+            hidden = torch.relu(x)
+            write(hidden)
+            return s.layer(hidden)
+
+        assert "goes unseen" in refusal(Fn(forward, layer=nn.Linear(4, 3)), (4,))
+
     def test_dropout_in_place_is_not_for_training_where_something_else_reads_its_input(self):
         def forward(s: Fn, x: Tensor) -> Tensor:
             hidden = s.layer(x)

@@ -367,6 +367,24 @@ class TestWhatItRejects:
             checker.Network(pack({"1.weight": np.ones(shape)}, header))
 
 
+def test_a_masked_class_makes_no_other_answer_right():
+    class Masked:
+        def run(self, point):
+            return np.array([[0.9, 0.1, -1e9]])
+
+    assert checker.margin_at(Masked(), np.zeros(2), 0, 0) == pytest.approx(0.8)
+    with pytest.raises(checker.RejectedError, match="does not answer 1"):
+        checker.margin_at(Masked(), np.zeros(2), 0, 1)
+
+
+def test_verdicts_beyond_what_was_asked_for_are_rejected(originals, tmp_path):
+    files, path = Files.read(originals[0]), tmp_path / "c.jsonl"
+    files.header["examples"] = 2
+    files.write(path, sealed=False)
+    report = checker.recheck(path)
+    assert [entry["index"] for entry in report["rejected"]] == [2, 3, 4, 5]
+
+
 class TestAsAScript:
     """It needs NumPy and safetensors alone."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +16,16 @@ from tightrope.graph.ops import Activation, Affine, Conv, Dropout, Identity, Kin
 from tightrope.region import dot
 
 STEPS = 24  # roundings at a node besides those of its sums: lines, gaps, the middle and the radius of a box
+
+
+@contextmanager
+def plain_sums() -> Iterator[None]:
+    """Convolutions on a GPU as sums of products in full precision, which is what is counted here.
+
+    cuDNN may take TF32, Winograd's or Fourier's transforms, and other sums the next time.
+    """
+    with torch.backends.cudnn.flags(enabled=False):
+        yield
 
 
 def rounding_error(problem: Problem) -> Float[Tensor, "batch rows"]:

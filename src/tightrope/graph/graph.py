@@ -222,6 +222,11 @@ class Graph:
         }
         return {**computed, **plain, **dict(self.module.named_buffers()), **self.module.state_dict()}
 
+    def read(self) -> list[Tensor]:
+        """Copies of the tensors that the operators read, in order."""
+        found = {name.removesuffix(" (computed)"): value for name, value in self.tensors().items()}
+        return [found[name].clone() for name in self._read()]
+
     def _read(self) -> list[str]:
         """The names of the tensors that the operators read, in order."""
         paths = {id(module): f"{path}." if path else "" for path, module in self.module.named_modules()}

@@ -465,8 +465,8 @@ class Scale(Affine):
 
     def absolute(self, *radii: Tensor) -> Tensor:
         factor = _value(self.factor)
-        if isinstance(factor, Tensor) and factor.dtype == torch.bool:  # a mask has no absolute value
-            return radii[0] * factor
+        if isinstance(factor, Tensor) and not factor.is_floating_point():
+            factor = factor.to(radii[0])  # a mask has no absolute value, and that of -128 in int8 is -128
         size = factor.abs() if isinstance(factor, Tensor) else abs(factor)
         return radii[0] / size if self.divide else radii[0] * size
 

@@ -39,6 +39,8 @@ from tightrope.graph.rules import (
 
 _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 _CALL = nn.Module.__call__  # fx puts another one in its place while it traces
+_SHARED = {"numpy", "__array__", "__dlpack__", "storage", "untyped_storage", "data_ptr"}
+"""Methods that give a tensor's memory away: what is then written into it goes unseen."""
 _BATCH = 2  # examples in the probing pass; more than one, so that a lost batch dimension shows
 
 
@@ -212,6 +214,8 @@ class _Tracer(fx.Tracer):
         self.without_gradients |= not torch.is_grad_enabled()
         if target is getattr and args[1] == "data":
             raise Unsupported("it reads `.data`, so that what is done to it goes unseen")
+        if kind == "call_method" and target in _SHARED:
+            raise Unsupported(f"it calls `.{target}()`, so that what is done to it goes unseen")
         return super().create_node(kind, target, args, kwargs, *more, **named)
 
     def create_arg(self, a: Any) -> Any:
@@ -529,6 +533,7 @@ def _check_same(module: nn.Module, fx_graph: fx.Graph, graph: Graph) -> None:
     pixels, low, high = (
         draw(1, *graph.input_shape, generator=generator) for draw in (torch.rand, *[torch.randn] * 2)
     )
+    before = graph.read()
     for entries in (torch.cat([pixels, 10 * low, 100 * high]), pixels):
         x = entries.to(like)
         try:
@@ -545,6 +550,11 @@ def _check_same(module: nn.Module, fx_graph: fx.Graph, graph: Graph) -> None:
                 f"the network takes a batch of {_BATCH} examples but not one of {len(x)}, so its forward "
                 f"mixes examples or fixes the size of a batch: {_reason(error)}"
             ) from error
+        if not all(map(torch.equal, before, graph.read())):
+            raise UnsupportedOperatorError(
+                "the network's forward changes parameters or buffers that it reads (BatchNorm's statistics, "
+                "a bias ...), so what it computes depends on what it was asked before"
+            )
         if calls.names != traced.names:
             raise UnsupportedOperatorError(
                 "the network does something else when it is called than while it is traced: its forward "

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tightrope.attacks import Pgd
 from tightrope.bounds import Problem
+from tightrope.bounds.rounding import plain_sums
 from tightrope.errors import InputError, SoundnessViolation
 from tightrope.examples import Examples
 from tightrope.files import fingerprint, save_tensors
@@ -92,6 +93,7 @@ class Certification:
         }
 
 
+@plain_sums()
 def certify(
     graph: Graph,
     examples: Examples,

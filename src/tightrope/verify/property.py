@@ -20,6 +20,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from tightrope.attacks import Pgd
+from tightrope.bounds.rounding import plain_sums
 from tightrope.given import positive
 from tightrope.graph import trace
 from tightrope.region import Box
@@ -64,6 +65,7 @@ class Decision:
     seconds: float
 
 
+@plain_sums()
 def decide(
     model: nn.Module,
     input_shape: Sequence[int],

@@ -22,6 +22,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
 
 from tightrope.bounds import Problem
+from tightrope.bounds.rounding import plain_sums
 from tightrope.errors import InputError
 from tightrope.examples import Examples
 from tightrope.given import positive, whole
@@ -117,6 +118,7 @@ class Radii:
         }
 
 
+@plain_sums()
 def certified_radii(
     graph: Graph,
     examples: Examples,

@@ -280,6 +280,31 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
         "broadcasts one value",
     ),
     "a value grows": ([node("Add", "x c", "y")], {"c": array(1, 3, 6, 6)[:, :, None]}, "broadcasts a value"),
+    "a batch begins": (
+        [node("Squeeze", "x a", "s"), node("Add", "s c", "y")],
+        {"a": ints(0), "c": array(1, 3, 6, 6)},
+        "broadcasts a value",
+    ),
+    "channels in place of a batch": (
+        [node("Squeeze", "x a", "s"), node("BatchNormalization", "s c c c c", "y")],
+        {"a": ints(0), "c": abs(array(6))},
+        "lost the batch",
+    ),
+    "an average over channels": (
+        [node("Squeeze", "x a", "s"), node("GlobalAveragePool", "s", "y")],
+        {"a": ints(0)},
+        "lost the batch",
+    ),
+    "a number for each row": (
+        [node("Reshape", "x r", "s"), node("Gemm", "s w c", "y")],
+        {"r": ints(12, 9), "w": array(9, 12), "c": array(12, 1)},
+        "one number per output",
+    ),
+    "trained on, as it was said before": (
+        [node("BatchNormalization", "x c c c c", "y m v")],
+        {"c": abs(array(3))},
+        "training mode",
+    ),
     "batches joined": ([node("Concat", "x x", "y", axis=0)], {}, "joins along the batch"),
     "constants joined": ([node("Concat", "x c", "y", axis=1)], {"c": array(1, 1, 6, 6)}, "joins constants"),
     "a batch padded": ([node("Pad", "x p", "y")], {"p": ints(1, 0, 0, 0, 0, 0, 0, 0)}, "pads the batch"),
@@ -336,6 +361,33 @@ def test_a_reader_that_computes_something_else_is_found_out(tmp_path, monkeypatc
     monkeypatch.setitem(RULES, "LeakyRelu", wrong)
     path = save(tmp_path / "net.onnx", [node("LeakyRelu", "x", "y", alpha=0.2)], {}, FC)
     with pytest.raises(InputError, match=r"onnxruntime do not agree: the largest difference .* is 0\.\d+"):
+        read_onnx(path)
+
+
+def test_a_class_with_a_large_number_hides_no_other_one(tmp_path, monkeypatch):
+    wrong: Callable[[Any], nn.Module] = lambda call: nn.LeakyReLU(0.3)  # noqa: E731
+    monkeypatch.setitem(RULES, "LeakyRelu", wrong)
+    nodes = [node("LeakyRelu", "x", "h", alpha=0.2), node("Add", "h c", "y")]
+    offsets = np.zeros((1, FC[1]), "float32")
+    offsets[0, 0] = -1e6
+    with pytest.raises(InputError, match="onnxruntime do not agree"):
+        read_onnx(save(tmp_path / "net.onnx", nodes, {"c": offsets}, FC))
+    nodes = [nodes[0], node("Mul", "h c", "y")]
+    with pytest.raises(InputError, match="onnxruntime do not agree"):
+        read_onnx(save(tmp_path / "net.onnx", nodes, {"c": np.float32([1e-6])}, FC))
+
+
+def test_files_of_old_operators_and_of_sparse_constants_are_refused(tmp_path):
+    path = save(tmp_path / "net.onnx", [node("Relu", "x", "y")], {}, FC, opset=6)
+    with pytest.raises(InputError, match=r"has opset 6; tightrope reads .* from opset 7 on"):
+        read_onnx(path)
+    model = onnx.load(path)
+    model.opset_import[0].version = 17
+    values = numpy_helper.from_array(np.float32([1.0]), "c")
+    places = numpy_helper.from_array(np.int64([0]), "places")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4]))
+    onnx.save(model, path)
+    with pytest.raises(InputError, match="has sparse constants"):
         read_onnx(path)
 
 

@@ -55,7 +55,7 @@ class Call:
         from onnx import helper
 
         self.op_type: str = node.op_type
-        self.results = len(node.output)
+        self.results = sum(map(bool, node.output))
         self._given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         self._names, self._constants, self._values = list(node.input), constants, values
 
@@ -187,7 +187,7 @@ def _gemm(call: Call) -> nn.Module:
     if not call.has(2):
         return _linear(weight)
     bias = call.tensor(2, "bias") * call.get("beta", 1.0)
-    if bias.numel() not in (1, len(weight)):
+    if bias.numel() not in (1, len(weight)) or (bias.ndim > 1 and len(bias) > 1):
         raise Unsupported("its bias must be one number per output")
     return _linear(weight, bias.flatten().expand(len(weight)).clone())
 
@@ -195,6 +195,7 @@ def _gemm(call: Call) -> nn.Module:
 def _matmul(call: Call) -> nn.Module:
     left = call.is_constant(0)
     weight = call.tensor(0 if left else 1, "second factor (a product of two values is not affine)")
+    _same_rank(weight, call.value(int(left)), 2)
     while weight.ndim > 2 and len(weight) == 1:
         weight = weight.squeeze(0)
     if weight.ndim != 2:
@@ -288,10 +289,12 @@ def _conv(call: Call) -> nn.Module:
 
 
 def _batch_norm(call: Call) -> nn.Module:
-    if call.get("training_mode", 0):
+    if call.get("training_mode", 0) or call.results > 1:  # as older files say it
         raise Unsupported("it is in training mode, where it depends on the rest of the batch")
+    if not call.get("spatial", 1):
+        raise Unsupported("its statistics must be one number per channel")
     scale, bias, mean, variance = (call.tensor(i, "statistics") for i in range(1, 5))
-    norm = _of_dimension(_NORMS, len(call.value(0).example))(len(scale), eps=call.get("epsilon", 1e-5))
+    norm = _of_dimension(_NORMS, len(_batched(call).example))(len(scale), eps=call.get("epsilon", 1e-5))
     return _filled(norm, weight=scale, bias=bias, running_mean=mean, running_var=variance)
 
 
@@ -328,7 +331,15 @@ def _average_pool(call: Call) -> nn.Module:
 
 
 def _global_average(call: Call) -> nn.Module:
-    return _of_dimension(_GLOBAL, len(call.value(0).example) - 1)(1)
+    return _of_dimension(_GLOBAL, len(_batched(call).example) - 1)(1)
+
+
+def _batched(call: Call) -> Known:
+    """The first input, which has channels behind a batch dimension."""
+    value = call.value(0)
+    if not value.lead:
+        raise Unsupported(f"its input of shape {value.shape} has lost the batch dimension")
+    return value
 
 
 def _over(function: Callable[..., Tensor]) -> Rule:
@@ -463,10 +474,20 @@ def _arithmetic(function: Callable[..., Value]) -> Rule:
         first = call.is_constant(0)
         if first and function is operator.truediv:
             raise Unsupported("a constant divided by a value is not affine")
-        constant = _beside(call.tensor(int(not first), "argument"), call.value(int(first)).example)
+        constant = call.tensor(int(not first), "argument")
+        _same_rank(constant, call.value(int(first)))
+        constant = _beside(constant, call.value(int(first)).example)
         return _Of(_taken_from if first and function is operator.sub else function, constant)
 
     return rule
+
+
+def _same_rank(constant: Tensor, value: Known, least: int = 0) -> None:
+    """Refuse a constant that gives a value more dimensions in the file: axes would count from elsewhere."""
+    if constant.ndim > max(least, len(value.shape)):
+        raise Unsupported(
+            f"it broadcasts a value of shape {value.shape} to the dimensions of {tuple(constant.shape)}"
+        )
 
 
 def _beside(constant: Tensor, example: Shape) -> Tensor:
