@@ -49,6 +49,7 @@ class Own(nn.Module):
     def forward(self, x): return self.net(x)
 def own(): return Own()
 def wide(): return nn.Sequential(nn.Linear(5, 3))
+def leaves(): raise SystemExit(7)
 def two_classes(): return nn.Sequential(nn.Linear(4, 2))
 def frozen(): return good().requires_grad_(False)
 def number(): return 3
@@ -251,6 +252,8 @@ def test_a_budget_chooses_the_epochs(here, monkeypatch):
     outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--budget", "1m", "--dry-run", "--json")
     assert outcome.json()["recipe"]["training"]["epochs"] == 30
     assert outcome.json()["seconds"] == 60
+    outcome = tightrope("train", "--data", "blobs.npz", *IBP, "--budget", "1s", "--dry-run")
+    assert "a budget of 1 s is less than one epoch takes, about 0m02s" in outcome.err
 
 
 def test_a_small_data_set_holds_out_a_tenth(here):
@@ -297,12 +300,19 @@ def test_train_warns_of_radii_that_will_not_do(here):
             ["ibp needs the radius", "--eps 8/255"],
             id="no eps",
         ),
+        pytest.param([*DIGITS[1:], "--set", "modle=x"], ["unknown key modle", "'model'"], id="misspelt"),
+        pytest.param(
+            ["--data", "blobs.npz", *IBP, "--set", "augment.flip=true", "--out", "new"],
+            ["only images", "(4,)", "switch it off"],
+            id="augmented points",
+        ),
         pytest.param(["--resume"], ["--out RUN"], id="resume what"),
         pytest.param(["--resume", "--out", "nothere"], ["no run to resume"], id="no run to resume"),
     ],
 )  # fmt: skip
 def test_train_refuses_in_one_line(here, arguments, said):
     assert_refused(tightrope("train", *arguments), *said)
+    assert not Path("new").exists()  # a corrected command finds no run begun
 
 
 @pytest.mark.parametrize(
@@ -351,6 +361,7 @@ def test_a_modifier_that_the_recipe_has_keeps_its_options(here):
         ("nan", ["`0.weight`", "NaN"]),
         ("number", ["nets:number", "int", "torch.nn.Module"]),
         ("fails", ["nets:fails", "RuntimeError: out of ideas"]),
+        ("leaves", ["nets:leaves", "SystemExit: 7"]),
         ("takes_one", ["nets:takes_one", "without arguments"]),
         ("nothere", ["nets:nothere", "no attribute 'nothere'"]),
     ],
@@ -621,6 +632,10 @@ def test_attack_looks_into_the_region_behind_a_layer(here):
     assert record["identity"]["attack"]["steps"] == 5
     assert record["identity"]["attack"]["step"] == 0.01  # what is not said is as in the paper
     assert tightrope("attack", "run", "--latent", "nothing").code == 2
+    again = ("attack", "run", "--latent", "input", "--first", 5, "--attack-steps", 1)
+    assert tightrope(*again).code == 0
+    assert len(list((here / "run").glob("latent-input-*.json"))) == 2
+    assert_refused(tightrope(*again, "--out", "run/recipe.toml"), "already exists: choose another --out")
 
 
 @pytest.mark.parametrize("options", [(), ("--latent", "input")])
@@ -682,7 +697,7 @@ def test_a_factory_with_its_weights_is_a_target(here):
         pytest.param(["run", "--eps", "-1"], ["not negative", "-1"], id="negative eps"),
         pytest.param(["run", "--eps", "nan"], ["'nan'"], id="eps nan"),
         pytest.param(["run", "--first", "0"], ["'--first'", "x>=1"], id="first"),
-        pytest.param(["run", "--attack-step", "0"], ["positive step length"], id="attack step"),
+        pytest.param(["run", "--attack-step", "0"], ["must be a positive number"], id="attack step"),
         pytest.param(["run", "--device", "tpu"], ["'tpu'"], id="device"),
         pytest.param(["run", "--out", "."], ["'.' is a directory"], id="a folder as file"),
         pytest.param(["run", "--resmue"], ["--resmue", "--resume"], id="option"),
@@ -774,6 +789,25 @@ def test_ctrl_c_before_anything_was_done_does_not_speak_of_resuming(here, comman
     module = getattr(cli, command[0].replace("certify", "verify"))
     with mock.patch.object(module, "load", side_effect=KeyboardInterrupt):
         assert tightrope(*command, "--out", "a") == Outcome(130, "", "\ninterrupted\n")
+
+
+def test_a_terminated_certify_is_interrupted_as_by_ctrl_c(here):
+    path = Path("a.jsonl")
+    command = ["certify", "run", "--out", "a.jsonl", "--threads", "1", "--attack-restarts", "12"]
+    process = subprocess.Popen([*PROGRAM, *command], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_bytes().count(b"\n") > 1) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "interrupted: what was done is kept; go on with --resume"
+
+
+def test_the_solver_says_nothing_on_standard_output(here):
+    command = ["certify", "run", "--verifier", "milp", "--attack-steps", "0", "--out", "a.jsonl", "--json"]
+    done = subprocess.run([*PROGRAM, *command], capture_output=True, text=True)
+    assert len(done.stdout.splitlines()) == 1
 
 
 def test_a_killed_certify_resumes_to_the_same_verdicts(here):

@@ -62,6 +62,16 @@ def test_where_nothing_else_is_said_a_line_comes_now_and_then(clock, capsys):
     assert lines[-1].startswith("certify: 100/1000, ")
 
 
+def test_also_where_one_unit_takes_long(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.03)
+    monkeypatch.setattr(progress, "CROWDED_SECONDS", 0.03)
+    with Progress("search", total=8):
+        time.sleep(0.3)
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 < len(lines) < 12
+    assert set(lines) == {"search: 0/8"}
+
+
 def test_a_note_puts_the_next_line_off(clock, capsys):
     shown = Progress("train", total=10)
     clock[0] += QUIET_SECONDS - 1

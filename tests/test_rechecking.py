@@ -207,6 +207,18 @@ class TestWhatItIsComparedWith:
         files.write(here / "c.jsonl", sealed=True)
         assert {"index": index, "reason": reason} in tr.recheck("c.jsonl").rejected
 
+    def test_of_a_file_that_was_cut_off_the_verdicts_before_are_checked(self, here):
+        certified()
+        path = here / "c.jsonl"
+        for tail in (path.read_bytes()[-30:-1], b"\0" * 30):
+            content = path.read_bytes()
+            path.write_bytes(content[: content[:-1].rfind(b"\n") + 1] + tail)
+            found = tr.recheck(path)
+            assert sum(found.accepted.values()) == 19
+            assert len(found.rejected) == 1
+            assert "cut off" in found.rejected[0]["reason"]
+            path.write_bytes(content)
+
     def test_a_file_from_python_names_neither(self, here):
         net = make_model("nets:dense")
         tr.certify(net, load("data.npz").test, tr.Box(0.02), out="c.jsonl", certificates=True, device="cpu")

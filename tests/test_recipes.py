@@ -303,7 +303,7 @@ def test_a_method_needs_a_name_and_a_recipe_a_method():
         ({"method": {"name": "ibp", "eps": 0.1, "ramp": 3}}, "ramp: "),
         ({"method": {"name": "pgd", "eps": 0.1, "steps": 1.5}}, "steps: "),
         ({"method": {"name": "pgd", "eps": 0.1, "steps": True}}, "steps: expected a number, got True"),
-        ({"method": {"name": "pgd", "eps": 0.1, "steps": 0}}, "at least one step"),
+        ({"method": {"name": "pgd", "eps": 0.1, "steps": 0}}, "must be a whole number from 1 up"),
         ({"method": {"name": "pgd", "eps": 0.1, "step": math.inf}}, "step: "),
         ({"method": {"name": "standard", "eps": 0.1}}, "unknown key eps"),
     ],

@@ -62,10 +62,21 @@ class TestConstruction:
         with pytest.raises(InputError, match="finite and not negative"):
             kind(eps)
 
-    @pytest.mark.parametrize("eps", [torch.tensor(0.1), torch.zeros(2, 2)])
-    def test_radii_form_a_vector(self, eps):
+    def test_radii_form_a_vector(self):
         with pytest.raises(Exception, match="eps"):
-            Box(eps)
+            Box(torch.zeros(2, 2))
+
+    @pytest.mark.parametrize("eps", [np.float32(0.5), np.float64(0.5), np.int64(2), torch.tensor(0.5), 2])
+    def test_a_radius_is_a_plain_number_whatever_it_was_given_as(self, eps):
+        found = Box(eps).eps
+        assert type(found) is float
+        assert found == eps
+
+    @each_region
+    @pytest.mark.parametrize("domain", ["01", 1.0, (0.0,), (torch.zeros(3), torch.ones(3))])
+    def test_a_domain_is_two_numbers(self, kind, domain):
+        with pytest.raises(InputError, match="the domain must be the smallest and the largest"):
+            kind(0.1, domain=domain)
 
     @each_region
     @pytest.mark.parametrize("domain", [(1.0, 0.0), (0.0, math.nan), (math.nan, 1.0)])

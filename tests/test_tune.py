@@ -448,6 +448,27 @@ def test_a_damaged_file_stops_the_search_and_makes_no_trial_fail(here, name):
     assert [one.state for one in tightrope_search("out", resume=True).trials] == ["finished"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("study.journal", b"noise\n"), ("study.journal", b"\xff\xfe\n"), ("tune.json", b"{}")],
+)
+def test_a_damaged_file_of_the_search_is_named(here, name, content):
+    interrupted_search("out")
+    Path("out", name).write_bytes(content)
+    assert_refused(tightrope("tune", "--resume", "--out", "out", "--trials", 1), name)
+
+
+def test_a_part_that_is_missing_from_the_search_s_own_file_is_named(here):
+    interrupted_search("out")
+    path = Path("out/tune.json")
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({**about, "identity": 4}))
+    assert_refused(tightrope("tune", "--resume", "--out", "out", "--trials", 1), "tune.json: identity")
+    del about["ranges"]
+    path.write_text(json.dumps(about))
+    assert_refused(tightrope("report", "out", "--out", "page.html"), "tune.json: ranges")
+
+
 def test_a_run_of_something_else_in_a_trial_s_folder_stops_the_search(here):
     shutil.copytree(interrupted_search("other"), "out/trials/0000")
     Path("recipe.toml").write_text(RECIPE.replace("epochs = 4", "epochs = 3"))

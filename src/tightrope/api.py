@@ -21,7 +21,7 @@ from tightrope.bounds.base import sound
 from tightrope.bounds.rounding import plain_sums
 from tightrope.data import Augment, DataSet, Source, as_source, hold_out
 from tightrope.errors import FileError, InputError, RecipeError, warn
-from tightrope.files import check_line, locked, read_lines, to_json, write_atomically
+from tightrope.files import check_line, fingerprint, locked, read_lines, to_json, write_atomically
 from tightrope.given import whole
 from tightrope.graph import Graph, check_training_mode, trace
 from tightrope.models import build
@@ -31,7 +31,7 @@ from tightrope.recipes import Recipe, described, usual_training
 from tightrope.region import Region
 from tightrope.spec import Spec
 from tightrope.targets import ModelFacts, make_model
-from tightrope.train import Method, Training, train
+from tightrope.train import METHODS, Method, Training, train
 from tightrope.train.checkpoint import derive_seed, forked_rng
 from tightrope.train.evaluate import HeldOut
 from tightrope.train.loop import check_settings, warn_of_schedules
@@ -290,6 +290,8 @@ def fit(
     return run_recipe(recipe, method.over(recipe.norm), model, source, out=Path(out), resume=resume)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def run_recipe(
     recipe: Recipe,
     method: Method,
@@ -312,7 +314,8 @@ def run_recipe(
     warn_of_settings(recipe, method)
     settings = recipe.model_dump(mode="json", exclude={"training": {"checkpoint_seconds"}})
     identity = flatten(settings) | {
-        "data identity": source.identity(),
+        # Of a data set that is no tensor the identity knows 16 examples; all labels are read anyway.
+        "data identity": fingerprint({source.identity(): source.labels()}),
         "network structure": graph.structure(),
     }
     taken = FileError(f"another process is training in {out}; wait for it, or choose another --out")
@@ -394,6 +397,7 @@ def prepare(
             f"networks are trained in float32, this one has parameters of {', '.join(sorted(others))}: "
             "give model.float()"
         )
+    Augment(**recipe.augment.model_dump()).check(source.shape)
     index, aside = hold_out(source.labels(), recipe.held_out, recipe.seed)
     with forked_rng(next(model.parameters()).device):
         torch.manual_seed(derive_seed(recipe.seed, "held out", 0))
@@ -405,8 +409,12 @@ def prepare(
     return graph, index, held_out
 
 
-def _check_question(region: Region, attack: Pgd | None, out: Path | str | None, resume: bool) -> None:
+def _check_question(
+    region: Region, attack: Pgd | None, out: Path | str | None, resume: bool, name: str | None
+) -> None:
     _check_kind("the region", region, Region, "tightrope.Box(eps=0.3)")
+    if name is not None:
+        _check_kind("name", name, str, "'mnist'")
     if attack is not None:
         _check_kind("the attack", attack, Pgd, "tightrope.attacks.Pgd(steps=40, step=0.1)")
     if resume and out is None:
@@ -520,7 +528,7 @@ def certify(
         >>> [verdict.status for verdict in result]
         ['robust', 'falsified', 'misclassified']
     """
-    _check_question(region, attack, out, resume)
+    _check_question(region, attack, out, resume, name)
     seed = whole(seed, "the seed", 0, 2**32 - 1)
     workers = Workers(jobs, ray)
     where = device_for(workers, device, verifier)
@@ -598,7 +606,7 @@ def radius(
         >>> [round(found.radius, 2) for found in tr.radius(net, (images, labels), tr.Box(eps=0.5))]
         [0.4, 0.05]
     """
-    _check_question(region, None, out, resume)
+    _check_question(region, None, out, resume, name)
     workers = Workers(jobs, ray)
     where = device_for(workers, device, verifier)
     source = _source(test_set, where)
@@ -707,6 +715,8 @@ def warn_of_settings(recipe: Recipe, method: Method) -> None:
     trained = last(method.eps)
     if method.norm == "inf":
         warn_of_wide(trained)
+    if trained == 0 and method.name in METHODS and method.name != "standard":
+        warn(f"{method.name} at eps 0 trains without any perturbation: say how far, --eps")
     if any(loss.certified for loss in method.losses) and (recipe.test_eps or 0.0) > trained:
         warn(
             f"the network is trained at eps {trained:.4g} but is to be certified at {recipe.test_eps:.4g}: "

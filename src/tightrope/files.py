@@ -191,8 +191,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         digest = header.pop(DIGEST, None)  # other programs write none
         if digest is not None and digest != _digest(tensors, to_json(header)):
             raise ValueError("its content is not what was written, by its SHA-256")
-    except FileNotFoundError:
-        raise FileError(f"{path} is missing") from None
+    except FileNotFoundError:  # safetensors says so of what may not be read, too
+        reason = f"cannot read {path}; check its permissions" if path.exists() else f"{path} is missing"
+        raise FileError(reason) from None
     except OSError as error:
         raise FileError(f"cannot read {path}: {error}; check the path and its permissions") from None
     except (SafetensorError, ValueError) as error:

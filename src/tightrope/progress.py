@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +27,7 @@ class Progress:
     def __init__(self, label: str, total: int, done: int = 0, unit: str = "step") -> None:
         self._label, self._total, self._done, self._start_at = label, total, done, done
         self._started = self._printed = time.monotonic()
+        self._ended = Event()
         self._bar = (
             tqdm(total=total, initial=done, desc=label, unit=unit, leave=False)
             if sys.stderr.isatty()
@@ -33,11 +35,23 @@ class Progress:
         )
 
     def __enter__(self) -> Self:
+        if self._bar is None:
+            Thread(target=self._say_now_and_then, daemon=True).start()
         return self
+
+    def _say_now_and_then(self) -> None:
+        """Also where one unit takes long."""
+        while not self._ended.wait(QUIET_SECONDS / 3):
+            self._say()
+
+    def _say(self) -> None:
+        if time.monotonic() - self._printed >= QUIET_SECONDS:
+            self.note(f"{self._done}/{self._total}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         if self._bar is not None:
             self._bar.close()
 
@@ -46,8 +60,8 @@ class Progress:
         self._done += count
         if self._bar is not None:
             self._bar.update(count)
-        elif time.monotonic() - self._printed >= QUIET_SECONDS:
-            self.note(f"{self._done}/{self._total}")
+        else:
+            self._say()
 
     def note(self, text: str) -> None:
         """A line that stays, with the time left where there is no bar to show it.

@@ -78,7 +78,7 @@ def recheck(path: Path | str) -> Recheck:
     try:
         report = checker.recheck(path)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from None
     except ValueError as error:
         raise InputError(str(error)) from None
     header, *records = (json.loads(line) for line in read_lines(path) if line)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -39,19 +40,20 @@ class Region(ABC):
     norm: ClassVar[str]
 
     def __post_init__(self) -> None:
-        if isinstance(self.eps, Tensor):
+        if isinstance(self.eps, Tensor) and self.eps.ndim:
             usable = self.eps.ndim == 1 and bool((torch.isfinite(self.eps) & (self.eps >= 0)).all())
         else:
-            number = isinstance(self.eps, int | float) and not isinstance(self.eps, bool)
-            usable = number and math.isfinite(self.eps) and self.eps >= 0
+            if isinstance(self.eps, Real | Tensor) and not isinstance(self.eps, bool):  # numpy's, too
+                object.__setattr__(self, "eps", float(self.eps))
+            usable = isinstance(self.eps, float) and math.isfinite(self.eps) and self.eps >= 0
         if not usable:
             raise InputError(
-                f"eps must be finite and not negative (a number, or one per example), got {self.eps!r}; "
-                "it is in pixel units: 0.3, or 8 / 255 without quotes"
+                "eps must be finite and not negative (a number, or a tensor with one per example), got "
+                f"{self.eps!r}; it is in pixel units: 0.3, or 8 / 255 without quotes"
             )
-        ends = self.domain or (0, 1)
-        numbers = all(isinstance(end, int | float) for end in ends)
-        if not (numbers and len(ends) == 2 and -math.inf < ends[0] <= ends[1] < math.inf):
+        ends = (0, 1) if self.domain is None else self.domain
+        two = isinstance(ends, tuple | list) and len(ends) == 2 and all(isinstance(e, Real) for e in ends)
+        if not (two and -math.inf < ends[0] <= ends[1] < math.inf):
             raise InputError(
                 "the domain must be the smallest and the largest value of an input, or None where inputs are "
                 f"unbounded; got {self.domain}"

@@ -125,7 +125,7 @@ def make_model(factory: str) -> nn.Module:
     sys.path.insert(0, here)
     try:
         model = getattr(importlib.import_module(module_name), name)()
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         raise InputError(
             f"{factory} cannot be made ({type(error).__name__}: {error}): it must name a function without "
             "arguments that returns a network, in a module that Python finds from here"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tightrope.errors import InputError
+from tightrope.given import positive, whole
 from tightrope.region import Region
 
 Loss = Literal["cross-entropy", "margin", "divergence"]
@@ -52,11 +53,9 @@ class Pgd:
     decay: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1 or not self.step > 0:
-            raise InputError(
-                "an attack needs at least one step and one restart and a positive step length, got "
-                f"steps={self.steps}, restarts={self.restarts}, step={self.step}"
-            )
+        whole(self.steps, "the number of an attack's steps", 1)
+        whole(self.restarts, "the number of an attack's restarts", 1)
+        positive(self.step, "the length of an attack's first step")
         if self.loss not in get_args(Loss):
             raise InputError(f"an attack's loss is one of {', '.join(get_args(Loss))}, got {self.loss!r}")
         if not 0 < self.decay <= 1:

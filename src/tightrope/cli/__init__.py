@@ -6,7 +6,9 @@ Each file holds a family of commands: it reads their options, asks the Python in
 from __future__ import annotations
 
 import errno
+import signal
 import sys
+import threading
 import warnings
 from typing import NoReturn
 
@@ -59,6 +61,8 @@ _LESS = {
 
 def main() -> None:
     """Run the command line; turns errors into one clear line and an exit status."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is kept
     warnings.showwarning = lambda message, *_args, **_kwargs: click.echo(f"warning: {message}", err=True)
     try:
         cli(prog_name="tightrope", standalone_mode=False)
@@ -70,7 +74,8 @@ def main() -> None:
         _fail(f"{error.format_message()} (see {command} --help)", error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
         saved = isinstance(error.__cause__, Interrupted)  # click makes an Abort of it
-        kept = ": what was done is kept; go on with --resume" if saved else ""
+        how = "train --resume --out RUN" if sys.argv[1:2] == ["quickstart"] else "--resume"
+        kept = f": what was done is kept; go on with {how}" if saved else ""
         click.echo(f"interrupted{kept}", err=True)
         sys.exit(130)
     except TightropeError as error:

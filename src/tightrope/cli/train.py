@@ -26,7 +26,7 @@ from tightrope.cli.options import (
     unused,
 )
 from tightrope.data import as_source, load
-from tightrope.errors import InputError
+from tightrope.errors import InputError, warn
 from tightrope.files import to_json
 from tightrope.progress import duration
 from tightrope.recipes import Recipe, add_modifier, assign, override, parse_recipe, read_recipe
@@ -45,11 +45,13 @@ from tightrope.train.predict import predict_seconds
 @click.option("--model", help="Network by name (tightrope list models), or package.module:factory.")
 @click.option("--method", help="Training method (tightrope list methods).")
 @click.option("--eps", type=number, help="Training radius in pixel units, above 0, such as 0.3 or 8/255.")
-@click.option("--test-eps", type=number, help="Radius to be certified at.  [default: the training radius]")
+@click.option(
+    "--test-eps", type=number, help="Radius to be certified at.  [default: the recipe's; the training radius]"
+)
 @click.option(
     "--norm",
     type=click.Choice(list(REGIONS)),
-    help="In which norm an input moves by at most eps.  [default: inf]",
+    help="In which norm an input moves by at most eps.  [default: the recipe's; inf]",
 )
 @click.option(
     "--epochs",
@@ -73,10 +75,10 @@ from tightrope.train.predict import predict_seconds
 )
 @click.option("--budget", type=time, help="Choose the epochs so as to finish in this time: 90s, 15m, 2h.")
 @click.option("--dry-run", is_flag=True, help="Print the whole recipe and the predicted time, and stop.")
-@click.option("--seed", type=SEED, help="One seed, one result on one machine.  [default: 0]")
+@click.option("--seed", type=SEED, help="One seed, one result on one machine.  [default: the recipe's; 0]")
 @device_option
 @threads_option
-@click.option("--out", type=FOLDER, help="Run folder.  [default: runs/DATA-MODEL-METHOD-EPS]")
+@click.option("--out", type=FOLDER, help="Run folder.  [default: runs/DATA-MODEL-METHOD-TEST_EPS]")
 @click.option("--resume", is_flag=True, help="Go on from the run folder's checkpoint.")
 @json_option
 def train_command(
@@ -127,6 +129,8 @@ def train_command(
     override(content, assignments)
     if "tune" in content:
         click.echo("note: [tune] is left out; `tightrope tune` searches what it declares", err=True)
+    if content.keys() - Recipe.model_fields.keys() - {"tune"}:
+        parse_recipe(content, str(recipe or "the command line"))  # names what is unknown
     for key in ("data", "model", "method"):
         if key not in content and resume and recipe is not None and out is not None and recipe.parent == out:
             if "method" not in content:
@@ -172,7 +176,11 @@ def _train(
             return
     with keeping(out / "checkpoint" / "last.safetensors"):
         run = run_recipe(recipe, method, network, source, out=out, resume=resume)
-    last, where = run.metrics()[-1], "" if recipe.norm == "inf" else f" in l_{recipe.norm}"
+    try:
+        last = run.metrics()[-1]
+    except InputError as error:  # a finished run whose metrics were lost
+        raise InputError(f"trained {out}, but {error}") from None
+    where = "" if recipe.norm == "inf" else f" in l_{recipe.norm}"
     click.echo(
         f"trained {out} in {last['seconds']:.1f} s; held out: clean {last['held_out']['clean']:.2%}, "
         f"certified {last['held_out']['certified']:.2%} at eps {last['held_out']['eps']:.4g}{where}",
@@ -187,6 +195,8 @@ def _within(budget: float, recipe: Recipe, seconds: float) -> tuple[Recipe, floa
     """The recipe with as many epochs as `budget` has time for, and the seconds that they will take."""
     epoch = seconds / recipe.training.epochs
     epochs = max(1, int(budget / epoch))
+    if epoch > budget:
+        warn(f"a budget of {budget:.0f} s is less than one epoch takes, about {duration(epoch)}")
     click.echo(f"budget {budget:.0f} s: epochs {epochs}, of about {epoch:.2g} s each", err=True)
     training = recipe.training.model_copy(update={"epochs": epochs})
     return recipe.model_copy(update={"training": training}), epochs * epoch

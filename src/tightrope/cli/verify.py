@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from tightrope.api import certify, device_for, latent_robustness, radius
 from tightrope.checker import summary as summarise
-from tightrope.cli.options import COUNT, FILE, json_option, keeping, number
+from tightrope.cli.options import COUNT, FILE, json_option, keeping, number, unused
 from tightrope.cli.question import AttackQuestion, Question, asking, asking_with_attack, verifier_option
 from tightrope.data import load
 from tightrope.errors import InputError, SoundnessViolation, warn
@@ -204,7 +204,11 @@ def _attack_latent(question: AttackQuestion, node: str) -> None:
             "a latent attack runs in one process and is not resumed: leave --jobs, --ray and --resume out"
         )
     target, data, region = _on_what(question)
-    attack, eps = question.attack(), region.eps
+    attack, eps, out = question.attack(), region.eps, question.out
+    if out is not None and out.exists():
+        raise InputError(f"{out} already exists: choose another --out")
+    if out is None and target.folder is not None:
+        out = unused(target.folder / f"latent-{node}-{eps:.4g}.json")
     test = load(data).test
     result = latent_robustness(
         target.taking(test.shape),
@@ -216,9 +220,6 @@ def _attack_latent(question: AttackQuestion, node: str) -> None:
         device=question.device,
         seed=question.seed,
     )
-    out = question.out
-    if out is None and target.folder is not None:
-        out = target.folder / f"latent-{node}-{eps:.4g}.json"
     summary = result.summary()
     click.echo(
         f"{summary['examples']} examples, eps {eps:.4g}: {summary['latent_robustness']:.2%} are right and "

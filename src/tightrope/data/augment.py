@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +44,13 @@ class Augment:
         if self.mode not in ("edge", "zeros"):
             raise InputError(f"mode must be 'edge' or 'zeros', got {self.mode!r}")
 
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise an InputError if inputs of this shape cannot be changed so."""
+        if (self.flip or self.pad) and len(shape) != 3:
+            raise InputError(
+                f"only images (c, h, w) can be augmented, got inputs of shape {tuple(shape)}: switch it off"
+            )
+
     def __call__(self, x: Shaped[Tensor, "n c h w"], generator: torch.Generator) -> Shaped[Tensor, "n c h w"]:
         """A changed copy of `x`; random numbers are drawn on the generator's device.
 
@@ -51,10 +59,7 @@ class Augment:
         """
         if not self.flip and self.pad == 0:
             return x
-        if x.ndim != 4:
-            raise InputError(
-                f"only images (n, c, h, w) can be augmented, got {tuple(x.shape)}: switch it off"
-            )
+        self.check(x.shape[1:])
         n, _, height, width = x.shape
 
         def draw(low: int, high: int) -> Tensor:

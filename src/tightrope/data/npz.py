@@ -34,6 +34,8 @@ def load_npz(path: Path) -> DataSet:
         # numpy leaves a file open that it opened itself and then could not read.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in _KEYS if key in archive}
+    except PermissionError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; check its permissions") from None
     except Exception as error:  # a damaged archive can fail in nearly any way
         raise DataError(
             f"{path} is damaged or not an .npz file of plain arrays ({type(error).__name__}: {error}): "

@@ -69,7 +69,9 @@ def explain(error: ValidationError, source: str, known: Mapping[str, str]) -> st
         # In angle brackets is the form of a number (see `Number`), which is no key.
         place = ".".join(part for part in map(str, problem["loc"]) if not part.startswith("<"))
         if problem["type"] == "extra_forbidden":
-            lines.append(f"  unknown key {place}{nearest(str(problem['loc'][-1]), known)}")
+            *table, word = map(str, problem["loc"])
+            beside = {key: name for key, name in known.items() if name.split(".")[:-1] == table}
+            lines.append(f"  unknown key {place}{nearest(word, beside) or nearest(word, known)}")
         elif problem["type"] == "missing":
             lines.append(f"  {place} is missing")
         elif problem["type"] == "value_error":

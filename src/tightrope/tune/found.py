@@ -6,11 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tightrope.errors import InputError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
+
+from tightrope.errors import FileError, InputError
 from tightrope.files import read_json
 from tightrope.tune.trial import Trial, front, read_trials
 
 FORMAT = "tightrope-tune/1"
+
+
+@with_config(ConfigDict(extra="allow"))
+class _About(TypedDict):
+    data: str
+    model: str
+    method: str
+    test_eps: float | None
+    held_out: int
+    seed: int
+    ranges: dict[str, str]
+    identity: dict[str, Any]
+    environment: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,23 @@ def read_search(folder: Path) -> Found:
     Raises:
         InputError: if it holds none, or one of its files is broken.
     """
-    about = read_json(folder / "tune.json")
+    return Found(folder, read_about(folder), read_trials(folder))
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `tune.json` in the folder of a search says.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    path = folder / "tune.json"
+    about = read_json(path)
     if about.get("format") != FORMAT:
-        raise InputError(f"{folder / 'tune.json'} has format {about.get('format')!r}; this reads {FORMAT!r}")
-    return Found(folder, about, read_trials(folder))
+        raise InputError(f"{path} has format {about.get('format')!r}; this reads {FORMAT!r}")
+    try:
+        TypeAdapter(_About).validate_python(about)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise FileError(f"{path}: {where}: {first['msg']}; restore the file") from None
+    return about

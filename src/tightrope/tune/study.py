@@ -20,15 +20,15 @@ from filelock import FileLock
 from tightrope import parallel
 from tightrope.api import device_for, flatten, make_network, prepare, resolve
 from tightrope.data import as_source, load
-from tightrope.errors import InputError
+from tightrope.errors import FileError, InputError
 from tightrope.extras import require
-from tightrope.files import locked, read_json, to_json, write_atomically
+from tightrope.files import locked, to_json, write_atomically
 from tightrope.identity import check_identity
 from tightrope.progress import Progress
 from tightrope.provenance import environment
 from tightrope.recipes import parse_recipe
 from tightrope.train.checkpoint import derive_seed
-from tightrope.tune.found import FORMAT, Found, read_search
+from tightrope.tune.found import FORMAT, Found, read_about, read_search
 from tightrope.tune.ranges import Between, OneOf, Range, Value, read_ranges, size, with_values
 from tightrope.tune.trial import MARGIN, Task, Trial, front, read_trial, read_trials
 from tightrope.tune.workers import Workers
@@ -168,7 +168,7 @@ def _begin(
             raise InputError(
                 f"{out} already holds a search: resume it (--resume), or choose another folder (--out)"
             )
-        check_identity(read_json(path)["identity"], about["identity"], str(path))
+        check_identity(read_about(out)["identity"], about["identity"], str(path))
         return
     if resume:
         raise InputError(f"{out} holds no search to resume: there is no {path}")
@@ -191,11 +191,17 @@ def _open(optuna: Any, out: Path) -> Any:
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     # A lock of the system's, unlike Optuna's own, is gone when its process is.
     backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=FileLock(f"{path}.lock"))
-    storage = optuna.storages.JournalStorage(backend)
-    directions = ["maximize", "maximize"]
-    return optuna.create_study(
-        storage=storage, study_name="tightrope", directions=directions, load_if_exists=True
-    )
+    try:
+        return optuna.create_study(
+            storage=optuna.storages.JournalStorage(backend),
+            study_name="tightrope",
+            directions=["maximize", "maximize"],
+            load_if_exists=True,
+        )
+    except (ValueError, KeyError) as error:  # JSON's and Unicode's, too
+        raise FileError(
+            f"{path} is damaged ({type(error).__name__}: {error}): restore it, or search in another folder"
+        ) from None
 
 
 def _unfinished(optuna: Any, study: Any, out: Path) -> Iterator[tuple[int, Mapping[str, Value]]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import ClassVar
 
 import highspy
@@ -76,6 +79,7 @@ def minimise(
         enough: stop as soon as the lower bound exceeds this.
         hopeless: stop as soon as a point is found whose value is at most this.
     """
+    _greet()
     highs = highspy.Highs()
     for name, value in (_OPTIONS | {"time_limit": max(seconds, 0.0), "objective_target": hopeless}).items():
         assert highs.setOptionValue(name, value) == highspy.HighsStatus.kOk, name
@@ -100,6 +104,22 @@ def minimise(
     feasible = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     variables = np.array(highs.getSolution().col_value) if feasible else None
     return Optimum(lower, variables, info.mip_node_count, len(proven), status)
+
+
+@cache
+def _greet() -> None:
+    """Have HiGHS say what it says once in a process, on standard output, where nobody reads it."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # closed
+        return
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        highspy.Highs()
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _model(encoding: Encoding, row: Float[ndarray, "classes"]) -> highspy.HighsLp:

@@ -44,8 +44,8 @@ def find_verifier(name: str) -> tuple[Stage, ...]:
     Raises:
         InputError: if there is no such verifier.
     """
-    if name not in VERIFIERS:
-        nearest = difflib.get_close_matches(name, VERIFIERS, n=1)
+    if not isinstance(name, str) or name not in VERIFIERS:
+        nearest = difflib.get_close_matches(str(name), VERIFIERS, n=1)
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         raise InputError(f"there is no verifier {name!r}: {hint}Choose {', '.join(VERIFIERS)}")
     return VERIFIERS[name]

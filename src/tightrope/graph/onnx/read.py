@@ -90,6 +90,8 @@ def read_onnx(path: Path) -> OnnxNetwork:
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
+    except PermissionError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check its permissions") from None
     except Exception as error:  # protobuf's, onnx's and the system's
         reason = " ".join(str(error).split())[:400]
         raise InputError(f"{path} is not a valid ONNX file ({reason}); export it again") from None
