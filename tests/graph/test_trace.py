@@ -920,6 +920,11 @@ class TestBadInput:
             net.mean.copy_(torch.tensor([1, 100, 200, 255]))
             assert torch.equal(graph.run(batch(4))[0], net(batch(4)))
 
+    def test_a_tensor_of_the_network_s_own_that_is_no_buffer_is_read(self):
+        net = Fn(lambda s, x: s.layer(x - s.mean), layer=nn.Linear(4, 3))
+        net.mean = torch.rand(4)
+        assert len(assert_traced(net, (4,)).read()) == 3
+
     def test_what_is_written_into_a_layer_s_own_tensors_is_refused(self):
         def adapt(s: Fn, x: Tensor) -> Tensor:
             with torch.no_grad():

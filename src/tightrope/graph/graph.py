@@ -224,7 +224,8 @@ class Graph:
 
     def read(self) -> list[Tensor]:
         """Copies of the tensors that the operators read, in order."""
-        found = {name.removesuffix(" (computed)"): value for name, value in self.tensors().items()}
+        named = {name.removesuffix(" (computed)"): value for name, value in self.tensors().items()}
+        found = {name.removeprefix("."): value for name, value in named.items()}  # the network's own
         return [found[name].clone() for name in self._read()]
 
     def _read(self) -> list[str]:
