@@ -93,6 +93,17 @@ def test_a_strict_inequality_does_not_hold_where_both_sides_are_equal(read):
         assert query.cases[0].holds(torch.ones(3, dtype=torch.float64)) == holds
 
 
+@pytest.mark.parametrize(("number", "sign", "holds"), [("0.1", "<=", False), ("0.1", ">=", True)])
+def test_outputs_are_compared_with_a_limit_that_float64_does_not_have(read, number, sign, holds):
+    (query,) = read(f"{DECLARED} {BOX} (assert ({sign} Y_0 {number}))")
+    y = torch.tensor([float(number), 0.0, 0.0], dtype=torch.float64)
+    assert Fraction(y[0].item()) > Fraction(number)
+    assert query.cases[0].holds(y) == holds
+    (query,) = read(f"{DECLARED} {BOX} (assert (>= (* {number} Y_0) 1))")
+    assert not query.cases[0].holds(torch.tensor([10 - 1e-14, 0.0, 0.0], dtype=torch.float64))
+    assert not query.cases[0].holds(torch.tensor([math.nan, 0.0, 0.0], dtype=torch.float64))
+
+
 def test_bounds_are_rounded_outwards(read):
     text = "0.10000000000000001"  # above the float nearest to 0.1, which is above 0.1
     assert Fraction(0.1) > Fraction("0.1")

@@ -44,16 +44,25 @@ class Case:
         rows: one row per inequality; none at all, if every output is one of a counter-example.
         limits: what it may not exceed.
         strict: which rows may not reach it either. A proof need not look: it excludes equality too.
+        written: the inequalities as a file has them, which float64 may round; None if it is not from one.
     """
 
     rows: Float64[Tensor, "rows outputs"]
     limits: Float64[Tensor, "rows"]
     strict: Bool[Tensor, "rows"]
+    written: tuple[Atom, ...] | None = None
 
     def holds(self, y: Float64[Tensor, "outputs"]) -> bool:
-        """Whether these outputs are such."""
-        values = self.rows @ y
-        return bool(torch.where(self.strict, values < self.limits, values <= self.limits).all())
+        """Whether these outputs are such; of what a file has written without any rounding."""
+        if self.written is None or not bool(y.isfinite().all()):
+            values = self.rows @ y
+            return bool(torch.where(self.strict, values < self.limits, values <= self.limits).all())
+        outputs = [Fraction(value) for value in y.tolist()]
+        over = (
+            (sum(factor * outputs[int(name[2:])] for name, factor in factors.items()) - limit, strict)
+            for factors, limit, strict in self.written
+        )
+        return all(value < 0 or (value == 0 and not strict) for value, strict in over)
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,4 +334,4 @@ def _case(conjunction: Sequence[Atom], outputs: int) -> Case:
         for name, factor in factors.items():
             rows[i, int(name[2:])] = float(factor * scale)
         limits[i] = float(limit * scale)
-    return Case(rows, limits, torch.tensor([strict for *_, strict in mine], dtype=torch.bool))
+    return Case(rows, limits, torch.tensor([strict for *_, strict in mine], dtype=torch.bool), tuple(mine))
