@@ -138,7 +138,8 @@ def parse_recipe(content: Mapping[str, Any], source: str) -> Recipe:
         source: how errors call it.
 
     Raises:
-        RecipeError: naming every unknown key, with the nearest valid one, and every bad value.
+        RecipeError: naming every unknown key, with the nearest valid one, and every bad value; what is wrong
+            with the options of the method and its modifiers, once the rest is right.
     """
     # What `tightrope tune` would vary is no part of a run: without it the recipe is whole.
     content = {key: value for key, value in content.items() if key != "tune"}

@@ -31,7 +31,9 @@ from tightrope.verify import write_robustness
     help="Folder for properties (VNN-LIB 1.0), one per test example: its class is robust within eps.",
 )
 @data_option
-@click.option("--eps", type=number, help="l_inf radius in pixel units.  [default: the run's test eps]")
+@click.option(
+    "--eps", type=number, help="l_inf radius in pixel units, from 0.  [default: the run's test eps]"
+)
 @first_option
 @json_option
 def export_command(
@@ -46,8 +48,8 @@ def export_command(
 ) -> None:
     """Write TARGET's network to an ONNX file, and what is to be proved of it to VNN-LIB files.
 
-    TARGET is a run folder, a results folder, or package.module:factory with --weights. The ONNX file is read
-    back and compared with the network, and with onnxruntime, before it is kept.
+    TARGET is a run folder, a results folder, an .onnx file, or package.module:factory with --weights. The
+    ONNX file is read back and compared with the network, and with onnxruntime, before it is kept.
     """
     loaded = load_target(target, weights)
     if folder is not None and eps is None and loaded.norm != "inf":

@@ -128,7 +128,7 @@ asking_with_attack = asking(
     AttackQuestion,
     "Radius in pixel units, 0 or more, such as 0.3 or 8/255.  [default: the run's test eps]",
     click.option("--attack-steps", type=click.IntRange(min=0), default=CERTIFICATION_ATTACK.steps,
-                 show_default=True, help="Gradient steps of the attack; `certify` takes 0 for none."),
+                 show_default=True, help="Gradient steps of the attack; 0 (none) is for `certify` alone."),
     click.option("--attack-step", type=number, default=CERTIFICATION_ATTACK.step, show_default=True,
                  help="Length of a step, as a share of eps, above 0."),
     click.option("--attack-restarts", type=COUNT, default=CERTIFICATION_ATTACK.restarts,
