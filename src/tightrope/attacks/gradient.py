@@ -86,7 +86,7 @@ class Pgd:
         for restart in range(self.restarts):
             point = region.sample(x, generator) if restart or start is None else start
             for k in range(self.steps):
-                loss, gradient = self._gradient(network, point, y)
+                loss, gradient, _ = self._gradient(network, point, y)
                 if self.keep_best:
                     best, best_loss = _better(best, best_loss, point, loss)
                 point = self._next(x, point, gradient, region, k)
@@ -108,9 +108,9 @@ class Pgd:
         point = region.sample(x, generator)
         needed, standing = x.new_zeros(len(x)), torch.ones_like(y, dtype=torch.bool)
         for k in range(self.steps):
-            standing &= network.run(point)[0].argmax(1) == y
+            _, gradient, logits = self._gradient(network, point, y)
+            standing &= logits.argmax(1) == y
             needed += standing
-            gradient = self._gradient(network, point, y)[1]
             point = self._next(x, point, gradient, region, k)
         return needed
 
@@ -118,12 +118,14 @@ class Pgd:
         length = self.step * self.decay**k
         return region.project(x, point + length * region.steepest(x, gradient))
 
-    def _gradient(self, network: Network, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradient(self, network: Network, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of each example at a point, its gradient, and the logits."""
         with torch.enable_grad():
             point = point.detach().requires_grad_()
-            loss = self._loss(network.run(point)[0], y)
+            logits = network.run(point)[0]
+            loss = self._loss(logits, y)
             (gradient,) = torch.autograd.grad(loss.sum(), point)
-        return loss.detach(), gradient
+        return loss.detach(), gradient, logits.detach()
 
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
         if self.loss != "margin":  # for the divergence, y is the clean answer
