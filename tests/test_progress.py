@@ -65,7 +65,8 @@ def test_where_nothing_else_is_said_a_line_comes_now_and_then(clock, capsys):
 def test_also_where_one_unit_takes_long(monkeypatch, capsys):
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.03)
     monkeypatch.setattr(progress, "CROWDED_SECONDS", 0.03)
-    with Progress("search", total=8):
+    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.01)
+    with Progress("search", total=8, slow=True):
         time.sleep(0.3)
     lines = capsys.readouterr().err.splitlines()
     assert 1 < len(lines) < 12

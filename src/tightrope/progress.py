@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 QUIET_SECONDS = 30.0
 CROWDED_SECONDS = 2.0
+LOOK_SECONDS = 5.0
 
 
 class Progress:
@@ -22,12 +23,14 @@ class Progress:
         total: how many units there are.
         done: how many a resumed run had done before.
         unit: what is counted.
+        slow: whether a unit may take so long that lines have to come between two of them.
     """
 
-    def __init__(self, label: str, total: int, done: int = 0, unit: str = "step") -> None:
+    def __init__(self, label: str, total: int, done: int = 0, unit: str = "step", slow: bool = False) -> None:
         self._label, self._total, self._done, self._start_at = label, total, done, done
         self._started = self._printed = time.monotonic()
-        self._ended = Event()
+        self._ended, self._thread = Event(), Thread(target=self._say_now_and_then, daemon=True)
+        self._slow = slow
         self._bar = (
             tqdm(total=total, initial=done, desc=label, unit=unit, leave=False)
             if sys.stderr.isatty()
@@ -35,13 +38,12 @@ class Progress:
         )
 
     def __enter__(self) -> Self:
-        if self._bar is None:
-            Thread(target=self._say_now_and_then, daemon=True).start()
+        if self._slow and self._bar is None:
+            self._thread.start()
         return self
 
     def _say_now_and_then(self) -> None:
-        """Also where one unit takes long."""
-        while not self._ended.wait(QUIET_SECONDS / 3):
+        while not self._ended.wait(LOOK_SECONDS):
             self._say()
 
     def _say(self) -> None:
@@ -52,6 +54,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        if self._thread.ident is not None:  # it was started
+            self._thread.join()
         if self._bar is not None:
             self._bar.close()
 

@@ -144,13 +144,13 @@ def go_through(
                 append_lines(out, _dumped(records, kind, inputs))
 
         left: dict[int, R] = {}
-        with Progress(label, total, total - len(open_), unit="example") as progress:
+        with Progress(label, total, total - len(open_), unit="example", slow=True) as progress:
             for records in go(judge, open_, batch):
                 left |= {record.index: record for record in records if rest and rest.is_open(record)}
                 keep([record for record in records if record.index not in left])
                 progress.advance(len(records))
         if rest and left:
-            with Progress(rest.label, len(left), unit="example") as progress:
+            with Progress(rest.label, len(left), unit="example", slow=True) as progress:
                 for records in go(rest.judge(left), sorted(left), rest.batch):
                     keep(records)
                     progress.advance(len(records))
