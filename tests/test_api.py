@@ -15,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 import tightrope as tr
 from tightrope.api import device_for, find_device, resolve
 from tightrope.bounds import Interval, Problem
+from tightrope.bounds.rounding import plain_sums
 from tightrope.data import Split, as_source
 from tightrope.errors import InputError, RecipeError, UnsupportedOperatorError
 from tightrope.graph import trace
@@ -479,6 +480,26 @@ def test_a_source_on_another_device_is_refused(tmp_path):
             InputError, match=r'on cuda, the network is to be on cpu: .*as_source\(data, "cpu"'
         ):
             ask(network(), source, BOX, device="cpu")
+
+
+def test_a_source_of_one_s_own_need_not_say_its_device(tmp_path):
+    source = as_source(examples(5))
+    source.device = "cpu"
+    assert len(tr.certify(network(), source, BOX)) == 5
+
+
+def test_verdicts_leave_torch_s_settings_alone():
+    before, precision = torch.backends.cudnn.enabled, torch.backends.fp32_precision
+    torch.backends.fp32_precision = "ieee"  # torch's other settings may not be read then
+    try:
+        tr.certify(network(), examples(5), BOX)
+        tr.bounds(network(), examples(5).x, BOX)
+    finally:
+        torch.backends.fp32_precision = precision
+    assert torch.backends.cudnn.enabled == before
+    with plain_sums(), plain_sums():
+        assert not torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.enabled == before
 
 
 def test_what_the_package_promises_is_there():

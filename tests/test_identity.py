@@ -22,7 +22,7 @@ def test_every_difference_is_named_with_both_values_and_nothing_else():
         "  eps: 0.3 there, 0.4 now",
         "  lr.at: [0.25, 0.42] there, [0.25, 0.5] now",
         "  norm: none there, 'inf' now",
-        "Resume with the same settings, name the file that has them, or start afresh in another place.",
+        "Resume with the same settings, or start afresh in another place.",
     ]
 
 

@@ -73,6 +73,15 @@ def test_also_where_one_unit_takes_long(monkeypatch, capsys):
     assert set(lines) == {"search: 0/8"}
 
 
+def test_its_lines_go_where_they_went_at_the_beginning(clock, capsys):
+    shown = Progress("tune", total=10)
+    with redirect_stderr(io.StringIO()) as elsewhere:
+        clock[0] += QUIET_SECONDS
+        shown.advance()
+    assert elsewhere.getvalue() == ""
+    assert capsys.readouterr().err.startswith("tune: 1/10")
+
+
 def test_a_note_puts_the_next_line_off(clock, capsys):
     shown = Progress("train", total=10)
     clock[0] += QUIET_SECONDS - 1

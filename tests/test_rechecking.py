@@ -210,14 +210,16 @@ class TestWhatItIsComparedWith:
     def test_of_a_file_that_was_cut_off_the_verdicts_before_are_checked(self, here):
         certified()
         path = here / "c.jsonl"
-        for tail in (path.read_bytes()[-30:-1], b"\0" * 30):
-            content = path.read_bytes()
-            path.write_bytes(content[: content[:-1].rfind(b"\n") + 1] + tail)
+        content = path.read_bytes()
+        whole = content[: content[:-1].rfind(b"\n") + 1]
+        for tail in (content[len(whole) : len(whole) + 30], b"\0" * 30):
+            path.write_bytes(whole + tail)
             found = tr.recheck(path)
             assert sum(found.accepted.values()) == 19
             assert len(found.rejected) == 1
             assert "cut off" in found.rejected[0]["reason"]
-            path.write_bytes(content)
+        path.write_bytes(content[:-1])  # an editor may take the last newline
+        assert sum(tr.recheck(path).accepted.values()) == 20
 
     def test_a_file_from_python_names_neither(self, here):
         net = make_model("nets:dense")

@@ -73,6 +73,20 @@ class TestConstruction:
         assert found == eps
 
     @each_region
+    @pytest.mark.parametrize("domain", [[0, 1], (np.float32(0), np.float32(1)), np.array([0.0, 1.0])])
+    def test_the_ends_of_a_domain_are_plain_numbers_whatever_they_were_given_as(self, kind, domain):
+        found = kind(0.1, domain=domain)
+        assert found.domain == (0.0, 1.0)
+        assert {type(end) for end in found.domain} == {float}
+        assert hash(found) == hash(kind(0.1))
+
+    @each_region
+    @pytest.mark.parametrize("eps", [True, torch.tensor(True), torch.tensor(1 + 2j), 10**400, "0.1", None])
+    def test_what_is_no_number_is_no_radius(self, kind, eps):
+        with pytest.raises(Exception, match="eps"):
+            kind(eps)
+
+    @each_region
     @pytest.mark.parametrize("domain", ["01", 1.0, (0.0,), (torch.zeros(3), torch.ones(3))])
     def test_a_domain_is_two_numbers(self, kind, domain):
         with pytest.raises(InputError, match="the domain must be the smallest and the largest"):

@@ -450,7 +450,13 @@ def test_a_damaged_file_stops_the_search_and_makes_no_trial_fail(here, name):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("study.journal", b"noise\n"), ("study.journal", b"\xff\xfe\n"), ("tune.json", b"{}")],
+    [
+        ("study.journal", b"noise\n"),
+        ("study.journal", b"\xff\xfe\n"),
+        ("study.journal", b"4\n"),
+        ("study.journal", b'{"op_code": 99}\n'),
+        ("tune.json", b"{}"),
+    ],
 )
 def test_a_damaged_file_of_the_search_is_named(here, name, content):
     interrupted_search("out")

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds, Engine, Estimate, Estimator, Interval, Problem
 from tightrope.bounds.base import sound
-from tightrope.bounds.rounding import plain_sums
 from tightrope.data import Augment, DataSet, Source, as_source, hold_out
+from tightrope.data.source import TensorSource
 from tightrope.errors import FileError, InputError, RecipeError, warn
 from tightrope.files import check_line, fingerprint, locked, read_lines, to_json, write_atomically
 from tightrope.given import whole
@@ -168,8 +168,7 @@ def margins(
 
 def _bounds(engine: Estimator | None, problem: Problem) -> Estimate:
     """Those of intervals if no engine is named, or where there is not one example."""
-    with plain_sums():
-        return (engine if engine and len(problem.x) else Interval())(problem)
+    return (engine if engine and len(problem.x) else Interval())(problem)
 
 
 def _check_kind(what: str, value: object, kind: type, usual: str) -> None:
@@ -314,10 +313,11 @@ def run_recipe(
     warn_of_settings(recipe, method)
     settings = recipe.model_dump(mode="json", exclude={"training": {"checkpoint_seconds"}})
     identity = flatten(settings) | {
-        # Of a data set that is no tensor the identity knows 16 examples; all labels are read anyway.
-        "data identity": fingerprint({source.identity(): source.labels()}),
+        "data identity": source.identity(),
         "network structure": graph.structure(),
     }
+    if not isinstance(source, TensorSource):  # whose identity knows 16 examples; all labels are read anyway
+        identity["labels"] = fingerprint({"y": source.labels()})
     taken = FileError(f"another process is training in {out}; wait for it, or choose another --out")
     with locked(out / ".lock", taken):
         begun = _holds_run(out, resume)
@@ -442,8 +442,8 @@ def _copy(model: nn.Module) -> nn.Module:
 def _source(data: Any, device: torch.device) -> Source:
     """The source that fits `data`; an InputError if it is one, and gives batches on another device."""
     source = as_source(data, device)
-    theirs = getattr(source, "device", device)  # one of the user's own need not say
-    if theirs.type != device.type:
+    theirs = getattr(source, "device", None)
+    if isinstance(theirs, torch.device) and theirs.type != device.type:  # one of the user's own need not say
         raise InputError(
             f"this source gives batches on {theirs}, the network is to be on {device}: make the source with "
             f'as_source(data, "{device}"), or say device="{theirs}"'

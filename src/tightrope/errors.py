@@ -6,13 +6,14 @@ Every message says what was wrong, what was seen, and what to do about it. The c
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
 
 import torch
 
-_INSIDE = tuple(str(Path(file).parent) for file in (__file__, torch.__file__))
+_INSIDE = tuple(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__))
 
 
 class TightropeError(Exception):

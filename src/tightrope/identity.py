@@ -23,7 +23,7 @@ def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], where: s
     if differences:
         raise IdentityError(
             f"{where} was made with other settings:\n" + "\n".join(differences) + "\n"
-            "Resume with the same settings, name the file that has them, or start afresh in another place."
+            "Resume with the same settings, or start afresh in another place."
         )
 
 

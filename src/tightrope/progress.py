@@ -30,7 +30,7 @@ class Progress:
         self._label, self._total, self._done, self._start_at = label, total, done, done
         self._started = self._printed = time.monotonic()
         self._ended, self._thread = Event(), Thread(target=self._say_now_and_then, daemon=True)
-        self._slow = slow
+        self._slow, self._stream = slow, sys.stderr
         self._bar = (
             tqdm(total=total, initial=done, desc=label, unit=unit, leave=False)
             if sys.stderr.isatty()
@@ -85,7 +85,7 @@ class Progress:
             if rate > 0 and self._done < self._total
             else ""
         )
-        print(f"{self._label}: {text}{left}", file=sys.stderr, flush=True)
+        print(f"{self._label}: {text}{left}", file=self._stream, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -81,7 +81,7 @@ def recheck(path: Path | str) -> Recheck:
         raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from None
     except ValueError as error:
         raise InputError(str(error)) from None
-    header, *records = (json.loads(line) for line in read_lines(path) if line)
+    header, *records = (json.loads(line) for line in read_lines(path) if line.endswith(b"}"))
     folder, compared, another = path.parent / Path(header["certificates"]["folder"]).name, list[str](), None
     try:
         place, program = _compare_network(header, folder)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import ClassVar
@@ -43,17 +45,24 @@ class Region(ABC):
         if isinstance(self.eps, Tensor) and self.eps.ndim:
             usable = self.eps.ndim == 1 and bool((torch.isfinite(self.eps) & (self.eps >= 0)).all())
         else:
-            if isinstance(self.eps, Real | Tensor) and not isinstance(self.eps, bool):  # numpy's, too
-                object.__setattr__(self, "eps", float(self.eps))
+            real = isinstance(self.eps, Real) and not isinstance(self.eps, bool)  # numpy's, too
+            if real or (isinstance(self.eps, Tensor) and self.eps.is_floating_point()):
+                with suppress(OverflowError):
+                    object.__setattr__(self, "eps", float(self.eps))
             usable = isinstance(self.eps, float) and math.isfinite(self.eps) and self.eps >= 0
         if not usable:
             raise InputError(
                 "eps must be finite and not negative (a number, or a tensor with one per example), got "
                 f"{self.eps!r}; it is in pixel units: 0.3, or 8 / 255 without quotes"
             )
-        ends = (0, 1) if self.domain is None else self.domain
-        two = isinstance(ends, tuple | list) and len(ends) == 2 and all(isinstance(e, Real) for e in ends)
-        if not (two and -math.inf < ends[0] <= ends[1] < math.inf):
+        if self.domain is None:
+            return
+        ends = tuple(self.domain) if isinstance(self.domain, Iterable) else ()
+        if len(ends) == 2 and all(isinstance(end, Real) for end in ends):
+            object.__setattr__(self, "domain", tuple(map(float, ends)))
+        else:
+            ends = (math.nan, math.nan)
+        if not -math.inf < ends[0] <= ends[1] < math.inf:
             raise InputError(
                 "the domain must be the smallest and the largest value of an input, or None where inputs are "
                 f"unbounded; got {self.domain}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -131,7 +132,8 @@ def make_model(factory: str) -> nn.Module:
             "arguments that returns a network, in a module that Python finds from here"
         ) from error
     finally:
-        sys.path.remove(here)  # the first of that name; the module may have put others before it
+        with suppress(ValueError):  # the module may have changed the path
+            sys.path.remove(here)
     if not isinstance(model, nn.Module):
         raise InputError(f"{factory} returned a {type(model).__name__}: it must return a torch.nn.Module")
     return model

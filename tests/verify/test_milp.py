@@ -1,6 +1,9 @@
 """Against an LP for every activation pattern (referee.py), and against everything that may go wrong."""
 
 import math
+import os
+import signal
+import threading
 import time
 from dataclasses import replace
 from functools import cache
@@ -178,6 +181,23 @@ class TestStopping:
         stopped = minimise(self.program(), self.row, seconds=0.0)
         assert stopped.status == Status.kTimeLimit
         assert stopped.lower == -math.inf
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_and_a_signal_that_python_handles(self, number):
+        triangles, usual = encoded(hard(width=60)), signal.getsignal(number)
+        program = triangles.switched(np.arange(len(triangles.neurons)))
+        signal.signal(number, signal.default_int_handler)
+        timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), number))
+        try:
+            timer.start()
+            began = time.perf_counter()
+            with pytest.raises(KeyboardInterrupt):
+                minimise(program, self.row, seconds=60.0)
+            assert time.perf_counter() - began < 20
+            assert signal.getsignal(number) is signal.default_int_handler
+        finally:
+            timer.cancel()
+            signal.signal(number, usual)
 
     def test_the_time_is_that_of_all_examples_together(self):
         one = hard(width=60)

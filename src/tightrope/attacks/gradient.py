@@ -53,9 +53,13 @@ class Pgd:
     decay: float = 1.0
 
     def __post_init__(self) -> None:
-        whole(self.steps, "the number of an attack's steps", 1)
-        whole(self.restarts, "the number of an attack's restarts", 1)
-        positive(self.step, "the length of an attack's first step")
+        plain = {
+            "steps": whole(self.steps, "the number of an attack's steps", 1),
+            "restarts": whole(self.restarts, "the number of an attack's restarts", 1),
+            "step": positive(self.step, "the length of an attack's first step"),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         if self.loss not in get_args(Loss):
             raise InputError(f"an attack's loss is one of {', '.join(get_args(Loss))}, got {self.loss!r}")
         if not 0 < self.decay <= 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,14 +19,26 @@ from tightrope.region import dot
 STEPS = 24  # roundings at a node besides those of its sums: lines, gaps, the middle and the radius of a box
 
 
+_USING = list[bool]()  # whether cuDNN was on before, for every user of `plain_sums` at the moment
+_LOCK = threading.Lock()
+
+
 @contextmanager
 def plain_sums() -> Iterator[None]:
-    """Convolutions on a GPU as sums of products in full precision, which is what is counted here.
+    """Convolutions in float64 on a GPU as sums of products, which is what is counted here.
 
-    cuDNN may take TF32, Winograd's or Fourier's transforms, and other sums the next time.
+    cuDNN may take Fourier's transform, and other sums the next time.
     """
-    with torch.backends.cudnn.flags(enabled=False):
+    cudnn = torch.backends.cudnn
+    with _LOCK:
+        _USING.append(_USING[-1] if _USING else cudnn.enabled)
+        cudnn.enabled = False
+    try:
         yield
+    finally:
+        with _LOCK:
+            before = _USING.pop()
+            cudnn.enabled = before and not _USING
 
 
 def rounding_error(problem: Problem) -> Float[Tensor, "batch rows"]:

@@ -61,7 +61,8 @@ _LESS = {
 
 def main() -> None:
     """Run the command line; turns errors into one clear line and an exit status."""
-    if threading.current_thread() is threading.main_thread():
+    ignored = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    if not ignored and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is kept
     warnings.showwarning = lambda message, *_args, **_kwargs: click.echo(f"warning: {message}", err=True)
     try:

@@ -223,10 +223,16 @@ class Graph:
         return {**computed, **plain, **dict(self.module.named_buffers()), **self.module.state_dict()}
 
     def read(self) -> list[Tensor]:
-        """Copies of the tensors that the operators read, in order."""
-        named = {name.removesuffix(" (computed)"): value for name, value in self.tensors().items()}
-        found = {name.removeprefix("."): value for name, value in named.items()}  # the network's own
-        return [found[name].clone() for name in self._read()]
+        """The tensors that the operators read, as they are now, in order."""
+        found = list[Tensor]()
+        with evaluation(self.module), torch.no_grad():
+            for value in (value for node in self.nodes[1:] for value in vars(node.op).values()):
+                if isinstance(value, Live | Computed):
+                    sources = value.sources() if isinstance(value, Computed) else [value]
+                    found += [source() for source in sources]
+                elif isinstance(value, nn.Module):
+                    found += [*value.parameters(), *value.buffers()]
+        return found
 
     def _read(self) -> list[str]:
         """The names of the tensors that the operators read, in order."""

@@ -533,7 +533,7 @@ def _check_same(module: nn.Module, fx_graph: fx.Graph, graph: Graph) -> None:
     pixels, low, high = (
         draw(1, *graph.input_shape, generator=generator) for draw in (torch.rand, *[torch.randn] * 2)
     )
-    before = graph.read()
+    before = [tensor.clone() for tensor in graph.read()]
     for entries in (torch.cat([pixels, 10 * low, 100 * high]), pixels):
         x = entries.to(like)
         try:

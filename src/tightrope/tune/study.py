@@ -198,7 +198,7 @@ def _open(optuna: Any, out: Path) -> Any:
             directions=["maximize", "maximize"],
             load_if_exists=True,
         )
-    except (ValueError, KeyError) as error:  # JSON's and Unicode's, too
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:  # all Optuna's
         raise FileError(
             f"{path} is damaged ({type(error).__name__}: {error}): restore it, or search in another folder"
         ) from None

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -83,18 +87,20 @@ def minimise(
     highs = highspy.Highs()
     for name, value in (_OPTIONS | {"time_limit": max(seconds, 0.0), "objective_target": hopeless}).items():
         assert highs.setOptionValue(name, value) == highspy.HighsStatus.kOk, name
-    proven: list[float] = []
+    proven, signals = list[float](), list[int]()
 
     def look(event: highspy.HighsCallbackEvent) -> None:
         proven.append(event.data_out.mip_dual_bound)
-        event.interrupt(proven[-1] > enough)
+        event.interrupt(proven[-1] > enough or bool(signals))
 
     highs.cbMipInterrupt += look
     model = _model(encoding, row)
     coefficients = np.concatenate([encoding.matrix.data, model.col_cost_])
     limits = np.concatenate([encoding.least, encoding.most])
     unfit = not (np.abs(coefficients) < LARGEST_VALUE).all() or np.isnan(limits).any()
-    if unfit or highspy.HighsStatus.kError in (highs.passModel(model), highs.run()):
+    with _held_back(signals):
+        failed = unfit or highspy.HighsStatus.kError in (highs.passModel(model), highs.run())
+    if failed:
         return Optimum(-math.inf, None, 0, len(proven), Status.kSolveError)
     status, info, lower = highs.getModelStatus(), highs.getInfo(), -math.inf
     if status == Status.kInterrupt and proven:
@@ -106,9 +112,39 @@ def minimise(
     return Optimum(lower, variables, info.mip_node_count, len(proven), status)
 
 
-@cache
+@contextmanager
+def _held_back(signals: list[int]) -> Iterator[None]:
+    """Collect the signals that Python would handle, and have them handled afterwards.
+
+    HiGHS swallows what a handler raises in its callback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    usual = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in usual:
+        signal.signal(number, lambda number, _frame: signals.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+    if signals:
+        signal.raise_signal(signals[0])
+
+
+_GREETING = threading.Lock()
+
+
 def _greet() -> None:
     """Have HiGHS say what it says once in a process, on standard output, where nobody reads it."""
+    with _GREETING:
+        _greet_once()
+
+
+@cache
+def _greet_once() -> None:
     try:
         kept = os.dup(1)
     except OSError:  # closed

@@ -124,10 +124,13 @@ def go_through(
     inputs = Inputs({})
     keep_freed()
     with _only_writer_of(out), workers.pool() as pool:  # a file is begun only where there are workers
-        if begin is not None:
+        begun = out is not None and out.exists()
+        if begin is not None and not begun:
             begin()
         if out is not None:
             known = _start(out, kind, header, resume, inputs)
+        if begin is not None and begun:  # once that has not been refused
+            begin()
         total = min(first or len(examples), len(examples))
         open_ = [i for i in range(total) if i not in known]
         done = torch.tensor([i for i in inputs.known if i < total], dtype=torch.int64)

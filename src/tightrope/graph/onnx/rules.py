@@ -136,6 +136,17 @@ class _Of(nn.Module):
         return self.function(*values) if self.constant is None else self.function(*values, self.constant)
 
 
+class Grown(nn.Sequential):
+    """A function of a value, and the view that its shape in the file becomes."""
+
+    @property
+    def written(self) -> Shape:
+        """That shape, for one example."""
+        view = self[-1]
+        assert isinstance(view, View)
+        return view.written
+
+
 class _Joined(nn.Module):
     """Values side by side."""
 
@@ -195,7 +206,8 @@ def _gemm(call: Call) -> nn.Module:
 def _matmul(call: Call) -> nn.Module:
     left = call.is_constant(0)
     weight = call.tensor(0 if left else 1, "second factor (a product of two values is not affine)")
-    _same_rank(weight, call.value(int(left)), 2)
+    if weight.ndim > max(2, len(call.value(int(left)).shape)):
+        raise Unsupported(f"its constant of shape {tuple(weight.shape)} adds dimensions")
     while weight.ndim > 2 and len(weight) == 1:
         weight = weight.squeeze(0)
     if weight.ndim != 2:
@@ -474,20 +486,14 @@ def _arithmetic(function: Callable[..., Value]) -> Rule:
         first = call.is_constant(0)
         if first and function is operator.truediv:
             raise Unsupported("a constant divided by a value is not affine")
-        constant = call.tensor(int(not first), "argument")
-        _same_rank(constant, call.value(int(first)))
-        constant = _beside(constant, call.value(int(first)).example)
-        return _Of(_taken_from if first and function is operator.sub else function, constant)
+        constant, value = call.tensor(int(not first), "argument"), call.value(int(first))
+        more = (1,) * (constant.ndim - len(value.shape))  # dimensions that the value gets in the file
+        done = _Of(
+            _taken_from if first and function is operator.sub else function, _beside(constant, value.example)
+        )
+        return Grown(done, View(more + value.shape)) if more else done
 
     return rule
-
-
-def _same_rank(constant: Tensor, value: Known, least: int = 0) -> None:
-    """Refuse a constant that gives a value more dimensions in the file: axes would count from elsewhere."""
-    if constant.ndim > max(least, len(value.shape)):
-        raise Unsupported(
-            f"it broadcasts a value of shape {value.shape} to the dimensions of {tuple(constant.shape)}"
-        )
 
 
 def _beside(constant: Tensor, example: Shape) -> Tensor:
