@@ -19,7 +19,7 @@ from tightrope.attacks import Pgd
 from tightrope.bounds import Bounds, Engine, Estimate, Estimator, Interval, Problem
 from tightrope.bounds.base import sound
 from tightrope.data import Augment, DataSet, Source, as_source, hold_out
-from tightrope.data.source import TensorSource
+from tightrope.data.source import LoaderSource
 from tightrope.errors import FileError, InputError, RecipeError, warn
 from tightrope.files import check_line, fingerprint, locked, read_lines, to_json, write_atomically
 from tightrope.given import whole
@@ -316,7 +316,7 @@ def run_recipe(
         "data identity": source.identity(),
         "network structure": graph.structure(),
     }
-    if not isinstance(source, TensorSource):  # whose identity knows 16 examples; all labels are read anyway
+    if isinstance(source, LoaderSource):  # whose identity knows 16 examples; all labels are read anyway
         identity["labels"] = fingerprint({"y": source.labels()})
     taken = FileError(f"another process is training in {out}; wait for it, or choose another --out")
     with locked(out / ".lock", taken):

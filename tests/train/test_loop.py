@@ -277,7 +277,8 @@ def test_a_dataset_s_own_random_transforms_resume_exactly_with_any_workers(run, 
     run(tmp_path / "whole", data=data)
     with pytest.raises(Interrupted):
         run(tmp_path / "parts", data=LoaderSource(data, workers), stop=6)
-    run(tmp_path / "parts", data=LoaderSource(data, workers), resume=True)
+    never = 10**6  # the same kind of source again
+    run(tmp_path / "parts", data=LoaderSource(data, workers), stop=never, resume=True)
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
@@ -491,6 +492,28 @@ def test_a_resume_with_anything_else_is_refused_by_name(
     assert named in str(refused.value)
     run(out, resume=True)
     assert_same_run(out, reference())
+
+
+def test_a_dataset_with_one_other_label_is_not_resumed_on(run, network, images, tmp_path):
+    class Listed(Dataset):
+        def __init__(self, y):
+            self.x, self.y = images(IMAGES).x, y
+
+        def __len__(self):
+            return len(self.y)
+
+        def __getitem__(self, index):
+            return self.x[index], int(self.y[index])
+
+    y = images(IMAGES).y
+    run(tmp_path, data=Listed(y), epochs=1, network_seed=1)
+    probed = set(np.linspace(0, IMAGES - 1, 16).astype(int).tolist())
+    other = y.clone()
+    changed = next(i for i in range(IMAGES) if i not in probed)
+    other[changed] = (other[changed] + 1) % 3
+    with pytest.raises(IdentityError, match="labels: one with the hash"):
+        run(tmp_path, data=Listed(other), epochs=1, network_seed=1, resume=True)
+    run(tmp_path, data=Listed(y), epochs=1, network_seed=1, resume=True)
 
 
 def test_how_often_to_save_may_change(run, reference, stopped, tmp_path):
