@@ -239,12 +239,12 @@ def fit(
         training: fields of `Training`: epochs, batch, optimiser, lr, weight_decay, clip ...; where they
             are not said, what `tightrope train` takes for the method.
 
+    Returns:
+        The run: its folder, the trained network in evaluation mode, and its `metrics()`.
+
     Raises:
         InputError: if something given cannot be used.
         DivergedError: if a loss or gradient turns NaN or infinite.
-
-    Returns:
-        The run: its folder, the trained network in evaluation mode, and its `metrics()`.
 
     Example:
         >>> import tempfile, torch, tightrope as tr
@@ -651,11 +651,11 @@ def latent_robustness(
         device: "auto" (a GPU if there is one), "cpu", "cuda", ...
         seed: of the attack's random starts.
 
-    Raises:
-        InputError: if something given cannot be used.
-
     Returns:
         Counts, with a `summary()`.
+
+    Raises:
+        InputError: if something given cannot be used.
 
     Example:
         >>> import torch, tightrope as tr

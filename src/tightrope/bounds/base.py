@@ -51,7 +51,7 @@ class Bounds(Estimate):
 
 
 def sound(found: Estimate, name: str) -> Bounds:
-    """What was found, if it are bounds that hold.
+    """What was found, if these are bounds that hold.
 
     Args:
         found: by something that stands in an engine's place.
